@@ -3,8 +3,8 @@
 //! A connection is never repaired. The link reports its end, and the core requests a new connection.
 
 use crate::tls::{self, Trust};
-use futures_util::stream::FuturesOrdered;
 use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::{AMQPScheme, AMQPUri};
@@ -340,7 +340,8 @@ async fn connect(
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
     channel.queue_declare(login.queue.as_str().into(), declare, arguments).await?;
     let consume = BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };
-    let consumer = channel.basic_consume(login.queue.as_str().into(), "".into(), consume, FieldTable::default()).await?;
+    let consumer =
+        channel.basic_consume(login.queue.as_str().into(), "".into(), consume, FieldTable::default()).await?;
     Ok((connection, channel, consumer))
 }
 

@@ -131,13 +131,15 @@ async fn show(dir: &Path, source: Option<&Path>, owner: &mut Option<String>) -> 
         .map_err(|errors| MasterError::from(format!("the demo's configuration is invalid: {errors}")))?;
     eprintln!("rouse: starting a master with a private broker (a few seconds)");
     let mut interrupted = std::pin::pin!(interrupt());
-    let master = tokio::select! {
+    let mut master = tokio::select! {
         started = Master::start(config, Inherited::default()) => started?,
         () = &mut interrupted => {
             eprintln!("rouse: interrupted");
             return Ok(false);
         }
     };
+    // There is no file to read again.
+    drop(master.reloads());
     *owner = Some(master.control.owner.clone());
     let changes = master.control.changes.subscribe();
     let good = tokio::select! {

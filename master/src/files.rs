@@ -73,6 +73,16 @@ pub fn random_hex() -> io::Result<String> {
     Ok(hex::encode(raw))
 }
 
+/// 64 random hexadecimal digits: 256 bits.
+///
+/// # Errors
+/// If there are no random numbers.
+pub fn random_token() -> io::Result<String> {
+    let mut raw = [0_u8; 32];
+    getrandom::fill(&mut raw).map_err(io::Error::other)?;
+    Ok(hex::encode(raw))
+}
+
 /// Removes a directory, if it exists, with all that builds have left in it. `rm` does it: a build can make a tree that is
 /// deep enough to overflow the stack of a program that walks down into it, and `rm` does not walk it so.
 ///

@@ -64,8 +64,21 @@ pub trait Listener: Send + 'static {
     /// A connection.
     type Stream: Stream;
     /// Waits for the next connection.
-    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Option<Ends>)>> + Send;
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
 }
+
+/// What the kernel says of the other end of a connection. Its requests have it as extensions.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Peer {
+    /// The addresses of a TCP connection.
+    ends: Option<Ends>,
+    /// The user at the other end of a Unix socket.
+    user: Option<LocalUser>,
+}
+
+/// The id of the user at the other end of a Unix socket, which its requests have as an extension.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LocalUser(pub u32);
 
 /// The addresses of a TCP connection, which its requests have as an extension.
 #[derive(Clone, Copy, Debug)]
@@ -79,22 +92,24 @@ pub struct Ends {
 impl Listener for TcpListener {
     type Stream = TcpStream;
 
-    async fn accept(&self) -> io::Result<(TcpStream, Option<Ends>)> {
+    async fn accept(&self) -> io::Result<(TcpStream, Peer)> {
         let (stream, theirs) = TcpListener::accept(self).await?;
         // Small answers must not wait for the acknowledgement of the ones before them.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!("cannot send without delay: {error}");
         }
         let ends = stream.local_addr().ok().map(|ours| Ends { theirs, ours });
-        Ok((stream, ends))
+        Ok((stream, Peer { ends, user: None }))
     }
 }
 
 impl Listener for UnixListener {
     type Stream = UnixStream;
 
-    async fn accept(&self) -> io::Result<(UnixStream, Option<Ends>)> {
-        UnixListener::accept(self).await.map(|(stream, _)| (stream, None))
+    async fn accept(&self) -> io::Result<(UnixStream, Peer)> {
+        let (stream, _) = UnixListener::accept(self).await?;
+        let user = stream.peer_cred().ok().map(|credentials| LocalUser(credentials.uid()));
+        Ok((stream, Peer { ends: None, user }))
     }
 }
 
@@ -265,7 +280,7 @@ pub async fn serve(
                 () = closed(&mut closing) => break None,
             }
         };
-        let Some((stream, ends)) = stream else { break };
+        let Some((stream, peer)) = stream else { break };
         if !connections.make_room(limits.connections) {
             tracing::debug!("there are too many connections");
             continue;
@@ -274,7 +289,7 @@ pub async fn serve(
         lock(&connections.open).insert(number, Open { client: client.clone(), task: None });
         let entry = Entry { connections: connections.clone(), number };
         let tls = encryption.as_ref().map(|encryption| lock(&encryption.0).clone());
-        let served = Served { ends, client, head: limits.head, closing: closing.clone(), _entry: entry };
+        let served = Served { peer, client, head: limits.head, closing: closing.clone(), _entry: entry };
         let task = tasks.spawn(connection(stream, tls, router.clone(), served));
         if let Some(open) = lock(&connections.open).get_mut(&number) {
             open.task = Some(task);
@@ -292,7 +307,7 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
 
 /// What belongs to one connection.
 struct Served {
-    ends: Option<Ends>,
+    peer: Peer,
     client: Client,
     head: Duration,
     closing: watch::Receiver<bool>,
@@ -324,12 +339,15 @@ async fn connection(stream: impl Stream, tls: Option<Arc<ServerConfig>>, router:
 }
 
 async fn requests(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, router: Router, mut served: Served) {
-    let (client, ends) = (served.client.clone(), served.ends);
+    let (client, peer) = (served.client.clone(), served.peer);
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         let busy = Busy::of(&client);
         request.extensions_mut().insert(client.clone());
-        if let Some(ends) = ends {
+        if let Some(ends) = peer.ends {
             request.extensions_mut().insert(ends);
+        }
+        if let Some(user) = peer.user {
+            request.extensions_mut().insert(user);
         }
         let answered = router.clone().oneshot(request.map(Body::new));
         async move { answered.await.map(|response| response.map(|body| Body::new(BusyBody { body, _busy: busy }))) }

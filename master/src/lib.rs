@@ -1,5 +1,6 @@
 //! The master: starts hosts when builds wait, assigns builds to them, and terminates them when they are idle.
 
+pub mod access;
 pub mod api;
 pub mod api_token;
 #[cfg(any(feature = "ec2", feature = "s3"))]

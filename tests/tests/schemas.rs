@@ -101,13 +101,21 @@ fn the_examples_fit_and_name_their_schema() {
 
 /// Documents around each section, in which one key at a time is replaced. Further ones are for keys that no value fits in
 /// the ones before, since keys depend on each other.
-const AROUND: [(usize, &str, &[&str]); 14] = [
+const AROUND: [(usize, &str, &[&str]); 16] = [
     (ROUSE, "", &[""]),
     (ROUSE, "master", &[""]),
     (ROUSE, "broker", &[""]),
     (ROUSE, "mail", &[""]),
     (ROUSE, "audit", &[""]),
     (ROUSE, "limits", &[""]),
+    (
+        ROUSE,
+        "token",
+        &[
+            "[[token]]\nname = 't'\nhash = 'sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08'\nmay = ['read']",
+        ],
+    ),
+    (ROUSE, "remote_user", &["[remote_user]\ntrusted_proxies = '192.0.2.1'\nmay = ['read']"]),
     (
         ROUSE,
         "worker",
@@ -154,6 +162,7 @@ const SAMPLES: &str = r#"
     [{ device = "/dev/x" }] | [{ size = 1 }] | [{ run = "x" }] | [{}]
     {} | { a = "x" } | { a = 1 } | { file = "PRIVATE" } | { env = "PATH" } | { file = "PRIVATE", env = "PATH" }
     { name_regex = "x" } | { name_regex = "x", pick = "oldest" } | { command = ["x"] } | { command = ["x"], pick = "oldest" }
+    ["read"] | ["build", "admin"] | ["read", "destroy"] | { trusted_proxies = ["2001:db8::1"], may = ["read"] }
     { name_regex = "x", command = ["x"] } | { path = "x" }
     "on" | "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08" | { cert = "PEM", key = "PEM" } | { cert = "PEM" }
 "#;

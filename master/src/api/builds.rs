@@ -23,6 +23,10 @@ pub struct Build {
     pub attempts: u32,
     /// Its priority; builds with a higher one run first.
     pub priority: i32,
+    /// Who has submitted it: the name of a token, or of a user; null if an earlier version of the master has accepted it.
+    #[serde(default)]
+    #[schema(required)]
+    pub submitter: Option<String>,
     /// When it was accepted.
     pub created: Time,
     /// When its last attempt started to run.

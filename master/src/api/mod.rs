@@ -8,6 +8,7 @@ mod audit;
 mod builds;
 mod changes;
 mod fleet;
+mod journal;
 mod limits;
 mod object;
 mod submission;
@@ -19,6 +20,7 @@ pub use fleet::{
     Facts, ForgottenHost, ForgottenPlace, Health, HealthStatus, Host, LogUploads, Mail, Master, Place, Refusal, Role,
     RotatedToken, TerminatedHost, Vitals, Worker, WorkerKind, WorkerOperation,
 };
+pub use journal::{JournalEntry, Reloaded};
 pub use limits::{Bytes, SubmittedLimits};
 pub use submission::{MAX_NAME, MAX_RETRIES, Run, Seconds, Submission, SubmittedStep};
 

@@ -88,6 +88,8 @@ pub enum Inbound {
         content_type: Option<String>,
         /// A known id means the same build.
         message_id: Option<String>,
+        /// The user of the broker who has sent it, if the sender says it; the broker checks that it is true.
+        user: Option<String>,
         /// The queue for the reply.
         reply_to: Option<String>,
         /// Repeated in the reply.

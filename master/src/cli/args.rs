@@ -1,6 +1,7 @@
 //! The commands and their options, as clap reads them.
 
 use super::exit::Exit;
+use crate::access::Right;
 use crate::api;
 use crate::core::build::BuildState;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
@@ -86,6 +87,8 @@ pub(super) enum Command {
         builds: Vec<String>,
         #[command(flatten)]
         filter: CancelFilter,
+        #[command(flatten)]
+        note: Note,
         /// Do not ask for confirmation.
         #[arg(long, short)]
         yes: bool,
@@ -160,20 +163,24 @@ pub(super) enum Command {
         /// Also terminate machines with the master's name but another id; for use if the state directory was lost.
         #[arg(long, requires = "fix")]
         adopt: bool,
+        #[command(flatten)]
+        note: Note,
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
     },
     /// Give a worker no new builds.
-    Pause(Worker),
+    Pause(WorkerOperation),
     /// Take a worker back into use: ends pause, drain and backoff, and probes its place at once.
-    Resume(Worker),
+    Resume(WorkerOperation),
     /// Give a worker no new builds, and terminate its host when it is idle.
-    Drain(Worker),
+    Drain(WorkerOperation),
     /// Terminate a host at once. Its builds are retried elsewhere; this does not count as one of their retries.
     Terminate {
         /// The host's id.
         host: String,
+        #[command(flatten)]
+        note: Note,
         /// Do not ask for confirmation.
         #[arg(long, short)]
         yes: bool,
@@ -182,11 +189,28 @@ pub(super) enum Command {
     Forget {
         /// The host's id, or the place's id or name.
         target: String,
+        #[command(flatten)]
+        note: Note,
         /// Do not ask for confirmation.
         #[arg(long, short)]
         yes: bool,
     },
-    /// The API token of the master.
+    /// List what people have done with workers, hosts, builds and the master, newest first.
+    Journal {
+        /// Only what was done at this time or later: an age (90m, 1d12h), or a time in UTC (2026-11-23,
+        /// 2026-11-23T12:00:00Z).
+        #[arg(long, value_name = "WHEN", value_parser = When::parse)]
+        since: Option<When>,
+        /// Only what was done with this worker, host, place or build.
+        #[arg(long, value_name = "NAME")]
+        target: Option<String>,
+        /// Maximum number of results.
+        #[arg(long, default_value_t = 50, value_name = "N", value_parser = limit)]
+        limit: usize,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// The tokens of the API.
     #[command(subcommand)]
     Token(TokenCommand),
     /// The passwords of workers.
@@ -216,8 +240,10 @@ pub(super) enum Command {
 
 #[derive(Subcommand, Debug)]
 pub(super) enum TokenCommand {
-    /// Replace the API token. The old one is no longer valid.
-    Rotate,
+    /// Make a token with a name and rights. Prints its section for the configuration, and on the last line the token.
+    New(NewToken),
+    /// Replace the master's own token. The old one is no longer valid.
+    Rotate(Note),
 }
 
 #[derive(Subcommand, Debug)]
@@ -243,6 +269,43 @@ pub(super) struct Output {
     /// Print one array of JSON objects.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// Why something is done.
+#[derive(Args, Debug)]
+pub(super) struct Note {
+    /// Why, for the journal.
+    #[arg(long, value_name = "TEXT")]
+    pub(super) note: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct WorkerOperation {
+    /// The worker's name.
+    pub(super) worker: String,
+    #[command(flatten)]
+    pub(super) note: Note,
+}
+
+/// A token to make.
+#[derive(Args, Debug)]
+pub(super) struct NewToken {
+    /// A name for the token, which builds and the journal show.
+    pub(super) name: String,
+    /// What its holder may do: read, build, operate or admin; can be given several times.
+    #[arg(long, value_name = "RIGHT", required = true, value_delimiter = ',', value_parser = PossibleValuesParser::new(Right::ALL.map(Right::as_str)).map(right))]
+    pub(super) may: Vec<Right>,
+    /// The configuration of the master.
+    #[arg(short, long, value_name = "FILE", default_value = "/etc/rouse/rouse.toml")]
+    pub(super) config: PathBuf,
+    /// Append the section to the configuration and reload the master, without asking.
+    #[arg(long)]
+    pub(super) write: bool,
+}
+
+/// One of the rights that clap has let through.
+fn right(text: String) -> Right {
+    Right::ALL.into_iter().find(|right| right.as_str() == text).unwrap_or(Right::Read)
 }
 
 #[derive(Args, Debug)]

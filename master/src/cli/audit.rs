@@ -1,5 +1,6 @@
 //! `rouse audit`: prints the differences between the ledger and the lists of the providers.
 
+use super::args::Note;
 use super::client::Client;
 use super::error::CliError;
 use super::exit::Exit;
@@ -7,9 +8,14 @@ use super::output::{self, Table, or_dash, say};
 use crate::api;
 
 /// Runs an audit, and prints what it has found. Returns the exit code.
-pub(super) async fn run(client: &Client, fix: bool, adopt: bool, as_json: bool) -> Result<Exit, CliError> {
+pub(super) async fn run(
+    client: &Client,
+    (fix, adopt): (bool, bool),
+    note: &Note,
+    as_json: bool,
+) -> Result<Exit, CliError> {
     let report: api::Audit = if fix {
-        client.post_json("/api/audit", &api::AuditRequest { fix, adopt }).await?
+        client.post_json(&note.added_to("/api/audit"), &api::AuditRequest { fix, adopt }).await?
     } else {
         client.get("/api/audit").await?
     };

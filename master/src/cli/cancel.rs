@@ -1,6 +1,6 @@
 //! `rouse cancel`: cancels the builds that a user names, or all that meet conditions.
 
-use super::args::CancelFilter;
+use super::args::{CancelFilter, Note};
 use super::client::Client;
 use super::error::CliError;
 use super::exit::Exit;
@@ -15,12 +15,18 @@ const PAGE: usize = 1_000;
 const SHOWN: usize = 10;
 
 /// Cancels these builds; if there are none, those that fit.
-pub(super) async fn run(client: &Client, ids: &[u64], filter: &CancelFilter, yes: bool) -> Result<Exit, CliError> {
+pub(super) async fn run(
+    client: &Client,
+    ids: &[u64],
+    filter: &CancelFilter,
+    note: &Note,
+    yes: bool,
+) -> Result<Exit, CliError> {
     if !ids.is_empty() {
         // A build that has ended in the meantime must not keep the others.
         let mut refused = Ok(Exit::Success);
         for id in ids {
-            match cancel(client, *id).await {
+            match cancel(client, *id, note).await {
                 Err(CliError::Refused(why)) => {
                     if let Err(CliError::Refused(before)) = std::mem::replace(&mut refused, Err(CliError::Refused(why)))
                     {
@@ -45,7 +51,7 @@ pub(super) async fn run(client: &Client, ids: &[u64], filter: &CancelFilter, yes
         }
     }
     for build in builds {
-        match cancel(client, build.id.0.0).await {
+        match cancel(client, build.id.0.0, note).await {
             Err(CliError::Refused(why)) => say(&plain(&why)),
             done => done?,
         }
@@ -53,8 +59,8 @@ pub(super) async fn run(client: &Client, ids: &[u64], filter: &CancelFilter, yes
     Ok(Exit::Success)
 }
 
-async fn cancel(client: &Client, id: u64) -> Result<(), CliError> {
-    let cancelled: api::AcceptedBuild = client.post(&format!("/api/builds/{id}/cancel")).await?;
+async fn cancel(client: &Client, id: u64, note: &Note) -> Result<(), CliError> {
+    let cancelled: api::AcceptedBuild = client.post(&note.added_to(&format!("/api/builds/{id}/cancel"))).await?;
     say(&format!("build {} is being cancelled", cancelled.id));
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Lists of builds, workers and hosts, and operations on workers.
 
-use super::args::{Filter, When};
+use super::args::{Filter, When, WorkerOperation};
 use super::client::Client;
 use super::error::CliError;
 use super::output::{Table, ago, between, listing, or_dash, plain, say};
@@ -159,11 +159,11 @@ pub(super) async fn masters(client: &Client, as_json: bool, now: Timestamp) -> R
 }
 
 /// Pauses, resumes or drains a worker.
-pub(super) async fn operate(client: &Client, worker: &str, operation: Operation) -> Result<(), CliError> {
+pub(super) async fn operate(client: &Client, of: &WorkerOperation, operation: Operation) -> Result<(), CliError> {
     let name: WorkerName =
-        worker.parse().map_err(|error| CliError::Refused(format!("there is no such worker: {error}")))?;
+        of.worker.parse().map_err(|error| CliError::Refused(format!("there is no such worker: {error}")))?;
     let verb = operation.as_str();
-    let done: api::WorkerOperation = client.post(&format!("/api/workers/{name}/{verb}")).await?;
+    let done: api::WorkerOperation = client.post(&of.note.added_to(&format!("/api/workers/{name}/{verb}"))).await?;
     say(&format!("worker {}: {verb} requested", done.name));
     Ok(())
 }

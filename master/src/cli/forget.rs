@@ -1,5 +1,6 @@
 //! `rouse forget`: explains the consequences, and then gives up a host or a place that is gone for good.
 
+use super::args::Note;
 use super::client::Client;
 use super::error::CliError;
 use super::exit::Exit;
@@ -8,7 +9,7 @@ use super::terminate::confirmed;
 use crate::api;
 
 /// Gives up a host or a place if the user agrees.
-pub(super) async fn run(client: &Client, target: &str, yes: bool) -> Result<Exit, CliError> {
+pub(super) async fn run(client: &Client, target: &str, note: &Note, yes: bool) -> Result<Exit, CliError> {
     let hosts: Vec<api::Host> = client.get("/api/hosts").await?;
     if let Some(host) = hosts.iter().find(|host| host.id.0 == target) {
         say(&plain(&of_host(host)));
@@ -16,7 +17,7 @@ pub(super) async fn run(client: &Client, target: &str, yes: bool) -> Result<Exit
             say("nothing was done");
             return Ok(Exit::Failure);
         }
-        let done: api::ForgottenHost = client.post(&format!("/api/hosts/{}/forget", host.id)).await?;
+        let done: api::ForgottenHost = client.post(&note.added_to(&format!("/api/hosts/{}/forget", host.id))).await?;
         say(&format!("host {} is given up", done.id));
         return Ok(Exit::Success);
     }
@@ -35,7 +36,7 @@ pub(super) async fn run(client: &Client, target: &str, yes: bool) -> Result<Exit
         say("nothing was done");
         return Ok(Exit::Failure);
     }
-    let done: api::ForgottenPlace = client.post(&format!("/api/places/{}/forget", place.id)).await?;
+    let done: api::ForgottenPlace = client.post(&note.added_to(&format!("/api/places/{}/forget", place.id))).await?;
     say(&format!("place {} is given up", done.id));
     Ok(Exit::Success)
 }

@@ -10,6 +10,8 @@ mod exit;
 mod fleet;
 mod follow;
 mod forget;
+mod journal;
+mod new_token;
 mod output;
 mod rotate;
 mod server;
@@ -85,6 +87,9 @@ fn client_command(cli: &Cli, command: &Command, local: &dyn Local) -> Result<Exi
         .build()
         .map_err(|error| CliError::Usage(format!("cannot start: {error}")))?;
     let ended = runtime.block_on(async {
+        if let Command::Token(TokenCommand::New(args)) = command {
+            return new_token::run(args, cli.server.as_deref(), cli.ca.as_deref()).await;
+        }
         let client = Client::new(cli.server.as_deref(), cli.ca.as_deref()).await?;
         remote(&client, command, local.now()).await
     });
@@ -99,9 +104,9 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<Ex
         Command::Log { build, step, attempt, follow } => {
             follow::log(client, number(build)?, *step, *attempt, *follow).await?;
         }
-        Command::Cancel { builds, filter, yes } => {
+        Command::Cancel { builds, filter, note, yes } => {
             let builds = builds.iter().map(|build| number(build)).collect::<Result<Vec<_>, _>>()?;
-            return cancel::run(client, &builds, filter, *yes).await;
+            return cancel::run(client, &builds, filter, note, *yes).await;
         }
         Command::Rerun { build, on, following } => {
             return submit::rerun(client, number(build)?, on.clone(), *following).await;
@@ -123,15 +128,18 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<Ex
         }
         Command::Workers { output } => fleet::workers(client, output.json, now).await?,
         Command::Hosts { output } => fleet::hosts(client, output.json, now).await?,
-        Command::Audit { fix, adopt, json } => return audit::run(client, *fix, *adopt, *json).await,
-        Command::Pause(worker) => fleet::operate(client, &worker.worker, Operation::Pause).await?,
-        Command::Resume(worker) => fleet::operate(client, &worker.worker, Operation::Resume).await?,
-        Command::Drain(worker) => fleet::operate(client, &worker.worker, Operation::Drain).await?,
+        Command::Audit { fix, adopt, note, json } => return audit::run(client, (*fix, *adopt), note, *json).await,
+        Command::Pause(worker) => fleet::operate(client, worker, Operation::Pause).await?,
+        Command::Resume(worker) => fleet::operate(client, worker, Operation::Resume).await?,
+        Command::Drain(worker) => fleet::operate(client, worker, Operation::Drain).await?,
         Command::Places { output } => fleet::places(client, output.json, now).await?,
         Command::Masters { output } => fleet::masters(client, output.json, now).await?,
-        Command::Forget { target, yes } => return forget::run(client, target, *yes).await,
-        Command::Terminate { host, yes } => return terminate::host(client, host, *yes).await,
-        Command::Token(TokenCommand::Rotate) => rotate::token(client).await?,
+        Command::Forget { target, note, yes } => return forget::run(client, target, note, *yes).await,
+        Command::Terminate { host, note, yes } => return terminate::host(client, host, note, *yes).await,
+        Command::Journal { since, target, limit, output } => {
+            journal::run(client, (*since, target.as_deref()), *limit, output.json, now).await?;
+        }
+        Command::Token(TokenCommand::Rotate(note)) => rotate::token(client, note).await?,
         Command::Worker(WorkerCommand::Rotate(worker)) => rotate::worker(client, &worker.worker).await?,
         Command::Stop { .. } => return Err(CliError::Usage(STOP.to_owned())),
         Command::Master { .. }
@@ -141,6 +149,7 @@ async fn remote(client: &Client, command: &Command, now: Timestamp) -> Result<Ex
         | Command::Demo { .. }
         | Command::Completions { .. }
         | Command::LaunchHost
+        | Command::Token(TokenCommand::New(_))
         | Command::Man { .. } => {
             return Err(CliError::Usage("this command needs no master".to_owned()));
         }

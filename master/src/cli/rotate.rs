@@ -1,5 +1,6 @@
 //! `rouse token rotate` and `rouse worker rotate`: new secrets instead of old ones, without a lost build.
 
+use super::args::Note;
 use super::client::Client;
 use super::error::CliError;
 use super::output::{bytes, plain, say};
@@ -7,8 +8,8 @@ use crate::api;
 use crate::files;
 
 /// Replaces the API token.
-pub(super) async fn token(client: &Client) -> Result<(), CliError> {
-    let rotated: api::RotatedToken = client.post("/api/token/rotate").await?;
+pub(super) async fn token(client: &Client, note: &Note) -> Result<(), CliError> {
+    let rotated: api::RotatedToken = client.post(&note.added_to("/api/token/rotate")).await?;
     say(&plain(&format!(
         "the token has been replaced; the new one is in {} on the machine of the master",
         rotated.file

@@ -41,6 +41,7 @@ fn head(whole: &api::BuildInFull, now: Timestamp) -> String {
         if pairs.is_empty() { "any worker".to_owned() } else { pairs.join(" ") }
     });
     field("where", or_dash(properties.as_ref()));
+    field("submitter", or_dash(build.submitter.as_ref()));
     field("priority", build.priority.to_string());
     field("retries", whole.retries.to_string());
     let limit = whole.timeout.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).map(duration::exact);

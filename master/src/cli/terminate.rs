@@ -1,5 +1,6 @@
 //! `rouse terminate`: explains the consequences, and then terminates a host.
 
+use super::args::Note;
 use super::client::Client;
 use super::error::CliError;
 use super::exit::Exit;
@@ -8,7 +9,7 @@ use crate::api;
 use std::io::{IsTerminal as _, Write as _, stderr, stdin};
 
 /// Terminates a host if the user agrees.
-pub(super) async fn host(client: &Client, id: &str, yes: bool) -> Result<Exit, CliError> {
+pub(super) async fn host(client: &Client, id: &str, note: &Note, yes: bool) -> Result<Exit, CliError> {
     let hosts: Vec<api::Host> = client.get("/api/hosts").await?;
     let host = hosts.iter().find(|host| host.id.0 == id);
     let host = host.ok_or_else(|| CliError::Refused(format!("there is no host {id}; `rouse hosts` lists them")))?;
@@ -17,7 +18,8 @@ pub(super) async fn host(client: &Client, id: &str, yes: bool) -> Result<Exit, C
         say("nothing was done");
         return Ok(Exit::Failure);
     }
-    let terminated: api::TerminatedHost = client.post(&format!("/api/hosts/{}/terminate", host.id)).await?;
+    let terminated: api::TerminatedHost =
+        client.post(&note.added_to(&format!("/api/hosts/{}/terminate", host.id))).await?;
     say(&format!("host {} is being terminated", terminated.id));
     Ok(Exit::Success)
 }
@@ -51,7 +53,12 @@ pub(super) fn confirmed(verb: &str) -> Result<bool, CliError> {
     if !stdin().is_terminal() {
         return Err(CliError::Usage("there is no terminal to confirm this on; nothing was done; use --yes".to_owned()));
     }
-    write!(stderr(), "rouse: {verb} it? [y/N] ")?;
+    agreed(&format!("{verb} it?"))
+}
+
+/// Whether the user at the terminal answers yes.
+pub(super) fn agreed(question: &str) -> Result<bool, CliError> {
+    write!(stderr(), "rouse: {question} [y/N] ")?;
     let mut answer = String::new();
     stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))

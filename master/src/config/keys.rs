@@ -130,7 +130,31 @@ pub(super) static ROOT: Section = Section {
         key("store", Kind::Table(&STORE_KEYS)),
         key("blobs", Kind::Table(&BLOBS)),
         key("retention", Kind::Table(&RETENTION)),
+        key("token", Kind::List(0, &Kind::Table(&TOKEN))),
+        key("remote_user", Kind::Table(&REMOTE_USER)),
         key("worker", Kind::List(0, &Kind::Table(&WORKER))),
+    ],
+    rules: &[],
+};
+
+const RIGHTS: Kind = Kind::List(1, &Kind::Choice(&["read", "build", "operate", "admin"]));
+const PROXY: Kind = Kind::Pattern("^[0-9A-Fa-f:.]+$");
+
+/// `[[token]]`
+pub(super) static TOKEN: Section = Section {
+    keys: &[
+        key("name", Kind::Pattern("^[A-Za-z0-9_.-]{1,63}$")).required(),
+        key("hash", Kind::Pattern("^sha256:[0-9A-Fa-f]{64}$")).required(),
+        key("may", RIGHTS).required(),
+    ],
+    rules: &[],
+};
+
+/// `[remote_user]`
+pub(super) static REMOTE_USER: Section = Section {
+    keys: &[
+        key("trusted_proxies", Kind::Any(&[PROXY, Kind::List(1, &PROXY)])).required(),
+        key("may", RIGHTS).required(),
     ],
     rules: &[],
 };

@@ -5,6 +5,7 @@
 //! pass: it is recorded, and the pass continues with a substitute value. A configuration with an error is never
 //! returned. `keys` lists every key, and `schema` makes the JSON Schema for editors from it.
 
+mod access;
 mod blobs;
 mod check;
 mod document;
@@ -26,6 +27,7 @@ mod workers;
 #[cfg(test)]
 mod tests;
 
+pub use access::is_token_name;
 pub use blobs::{BlobsConfig, StoreUrl};
 pub use check::{Look, check};
 pub use hosts::{Ec2Config, HostConfig, LibvirtConfig, OpenstackConfig, ProcessConfig};
@@ -33,6 +35,7 @@ pub use problem::{ConfigErrors, Problem};
 pub use rouse_shared::Secret;
 pub use store::{PostgresHost, PostgresUrl, SslMode};
 
+use crate::access::Rules;
 use crate::core::plan::{AmongEquals, MailPlan, Plan, ProviderKind, Retention};
 use crate::tls::TlsFiles;
 use rouse_shared::WorkerName;
@@ -72,6 +75,8 @@ pub struct Config {
     pub blobs: Option<BlobsConfig>,
     /// `[store]`: the database of the ledger; absent: SQLite in the state directory.
     pub store: Option<PostgresUrl>,
+    /// `[[token]]` and `[remote_user]`
+    pub access: Rules,
     /// Workers and limits for the core.
     pub plan: Plan,
     /// How the hosts of each latent worker are created. Has exactly the latent workers of the plan.
@@ -280,6 +285,7 @@ fn read_text(text: &str, path: &Path, file: Option<&Metadata>, env: document::En
         let blobs = blobs::read(&root, &master.state_dir, &empty);
         let store = store::read(&root, &empty);
         let retention = general::retention(&root, &empty);
+        let access = access::read(&root, &master);
         let workers = workers::read(&root, &broker);
         let in_clouds = workers.hosts.values().any(|host| host.provider() != ProviderKind::Process);
         if in_clouds && !names_master(&root) {
@@ -306,7 +312,7 @@ fn read_text(text: &str, path: &Path, file: Option<&Metadata>, env: document::En
             mail: mail.plan(),
         };
         let hosts = workers.hosts;
-        Config { path: path.to_owned(), master, broker, mail, blobs, store, plan, hosts, warnings: Vec::new() }
+        Config { path: path.to_owned(), master, broker, mail, blobs, store, access, plan, hosts, warnings: Vec::new() }
     });
     let (errors, warnings) = notes.finish();
     let config = config.filter(|_| errors.is_empty()).map(|c| Config { warnings: warnings.clone(), ..c });
@@ -400,6 +406,7 @@ impl Config {
             mail: general::default_mail(),
             blobs: None,
             store: None,
+            access: Rules::default(),
             plan: Plan {
                 workers: BTreeMap::new(),
                 max_hosts: None,

@@ -1,5 +1,6 @@
 //! Builds and their attempts, as they are stored in the ledger.
 
+use super::journal::Principal;
 use rouse_shared::message::{Limits, Outcome, Step, StepReport};
 use rouse_shared::{AttemptId, BuildId, HostId, SessionId, Timestamp, WorkerName};
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,9 @@ pub struct Build {
 pub struct BuildStatus {
     /// When it was accepted.
     pub created: Timestamp,
+    /// Who has submitted it; absent in builds of earlier versions.
+    #[serde(default)]
+    pub submitter: Option<Principal>,
     /// When it was last queued, if that was later: an attempt was lost under it.
     #[serde(default)]
     pub requeued: Option<Timestamp>,
@@ -202,6 +206,7 @@ impl BuildStatus {
     pub fn new(now: Timestamp) -> Self {
         Self {
             created: now,
+            submitter: None,
             requeued: None,
             started: None,
             finished: None,

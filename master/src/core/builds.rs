@@ -2,6 +2,7 @@
 
 use super::build::{Attempt, Build, BuildEnd, BuildSpec, BuildStatus, Requirement};
 use super::event::{Effect, Level, Reply, RequestId};
+use super::journal::Principal;
 use super::queue::{self, Rank};
 use super::record::Record;
 use super::timers::Timer;
@@ -50,6 +51,7 @@ impl Core {
         request: RequestId,
         spec: Arc<BuildSpec>,
         message_id: Option<(String, Option<BuildId>)>,
+        submitter: Principal,
     ) {
         let known = message_id.as_ref().and_then(|(id, kept)| kept.or_else(|| self.message_ids.get(id).copied()));
         if let Some(build) = known {
@@ -63,7 +65,7 @@ impl Core {
         }
         self.last_build += 1;
         let id = BuildId(self.last_build);
-        let status = BuildStatus::new(now);
+        let status = BuildStatus { submitter: Some(submitter), ..BuildStatus::new(now) };
         let message_id = message_id.map(|(id, _)| id);
         if let Some(text) = &message_id {
             self.message_ids.insert(text.clone(), id);

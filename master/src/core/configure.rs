@@ -62,6 +62,7 @@ impl Core {
             rng: rng(start.seed),
             builds: BTreeMap::new(),
             last_build: start.ledger.last_build,
+            last_entry: start.ledger.last_entry,
             message_ids: BTreeMap::new(),
             ended_names: VecDeque::new(),
             named: BTreeMap::new(),

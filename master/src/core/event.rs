@@ -3,6 +3,7 @@
 use super::audit::{AuditMode, AuditReport};
 use super::blobs::Upload;
 use super::build::{BuildSpec, BuildState};
+use super::journal::{Action, Caller};
 use super::mail::{DeliveryResult, Mail, MailId};
 use super::plan::{Plan, ProviderKind};
 use super::record::{Host, HostState, LaunchSpec, Record};
@@ -65,6 +66,8 @@ pub enum Event {
     Command {
         /// Identifies the request for the reply.
         request: RequestId,
+        /// Who requests it.
+        by: Caller,
         /// What is requested.
         command: Command,
     },
@@ -227,6 +230,8 @@ pub enum Command {
     ForgetPlace(String),
     /// Compare the ledger with what each provider lists. Answered by [`Reply::Audit`].
     Audit(AuditMode),
+    /// Write into the journal what the driver does itself.
+    Record(Action),
 }
 
 /// The operations on a worker.

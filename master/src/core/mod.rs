@@ -15,6 +15,7 @@ mod configure;
 pub mod event;
 mod host;
 pub mod images;
+pub mod journal;
 mod lease;
 mod limits;
 pub mod mail;
@@ -39,7 +40,7 @@ mod why;
 mod workers;
 
 use build::{Build, BuildState};
-use event::{Change, Command, Effect, Event, Level, RequestId, WorkerState};
+use event::{Change, Effect, Event, Level, RequestId, WorkerState};
 use host::LiveHost;
 use plan::{Plan, WorkerPlan};
 use queue::Queue;
@@ -70,6 +71,8 @@ pub struct Core {
     /// Builds that have not ended.
     builds: BTreeMap<BuildId, Build>,
     last_build: u64,
+    /// The highest number of an entry of the journal.
+    last_entry: u64,
     /// Message ids of the builds that have not ended, and of the last that have.
     message_ids: BTreeMap<String, BuildId>,
     /// The message ids of ended builds, oldest first.
@@ -198,7 +201,7 @@ impl Core {
             Event::BrokerDown => self.on_broker(now, false),
             Event::BrokerBlocked { why } => self.on_broker_blocked(now, why),
             Event::BrokerUnblocked => self.on_broker_unblocked(now),
-            Event::Command { request, command } => self.on_command(now, request, command),
+            Event::Command { request, by, command } => self.on_command(now, request, by, command),
             Event::Configure(plan) => {
                 self.on_configure(now, plan);
                 self.look_after_places(now);
@@ -232,18 +235,6 @@ impl Core {
         }
         self.follow_up(now);
         std::mem::take(&mut self.out)
-    }
-
-    fn on_command(&mut self, now: Timestamp, request: RequestId, command: Command) {
-        match command {
-            Command::Submit { spec, message_id } => self.on_submit(now, request, spec, message_id),
-            Command::CancelBuild(build) => self.on_cancel(now, request, build),
-            Command::Operate { worker, operation } => self.on_operate(now, request, &worker, operation),
-            Command::TerminateHost(host) => self.on_operate_host(now, request, &host),
-            Command::ForgetHost(host) => self.on_forget_host(now, request, &host),
-            Command::ForgetPlace(place) => self.on_forget_place(now, request, &place),
-            Command::Audit(mode) => self.on_audit(now, request, mode),
-        }
     }
 
     /// When [`Event::Tick`] is due, unless another event comes before.

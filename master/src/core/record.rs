@@ -5,6 +5,7 @@ use super::alarm::BlockedLease;
 use super::blobs::Upload;
 use super::build::{BuildSpec, BuildStatus};
 use super::images::{ImageKey, ImageRecord};
+use super::journal::Entry;
 use super::mail::{Mail, MailId, News};
 use super::places::{PlaceKey, PlaceRecord};
 use super::plan::{Digest, ProviderKind};
@@ -320,6 +321,8 @@ pub enum Record {
     LeasesExtended(Option<Duration>),
     /// When an alarm was reported to people; absent: they have been informed that the broker accepts messages.
     AlarmTold(Option<Timestamp>),
+    /// An entry of the journal. Those that are older than the newest [`super::journal::KEPT`] are deleted.
+    Entry(Entry),
 }
 
 /// Everything that a master reads from its ledger when it starts.
@@ -339,6 +342,8 @@ pub struct Ledger {
     pub places: Vec<(PlaceKey, PlaceRecord)>,
     /// The highest build number so far.
     pub last_build: u64,
+    /// The highest number of an entry of the journal so far.
+    pub last_entry: u64,
     /// See [`Record::Spent`].
     pub spent: Spent,
     /// News that are not yet part of a mail.

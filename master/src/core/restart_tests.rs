@@ -3,6 +3,7 @@
 
 use super::build::{BuildSpec, Requirement};
 use super::event::{Command, Effect, Event, RequestId, StartError, Started};
+use super::journal::Caller;
 use super::plan::{AmongEquals, Digest, LatentPlan, Plan, ProviderKind, WorkerPlan};
 use super::record::{Host, HostState, LaunchSpec, Ledger, Record, Session};
 use super::{Core, Start};
@@ -131,7 +132,7 @@ impl Master {
                 | Record::NewsOver(_)
                 | Record::Mail(_) => {}
                 Record::MailOver(_) | Record::MailPause(..) | Record::OrphanReported(..) | Record::OrphanOver(..) => {}
-                Record::AlarmTold(_) => {}
+                Record::AlarmTold(_) | Record::Entry(_) => {}
                 Record::LeasesExtended(by) => self.leases_extended = by,
             }
         }
@@ -237,6 +238,7 @@ impl Master {
         };
         self.handle(Event::Command {
             request: RequestId(1),
+            by: Caller::signal("test"),
             command: Command::Submit { spec: Arc::new(spec), message_id: None },
         })
     }

@@ -146,6 +146,10 @@ pub fn record(record: &Record, now: Timestamp) -> String {
         }
         Record::OrphanReported(_, handle) => format!("orphan {handle} reported"),
         Record::OrphanOver(_, handle) => format!("orphan {handle} over"),
+        Record::Entry(entry) => {
+            let target = entry.target.as_ref().map(|target| format!(" {target}")).unwrap_or_default();
+            format!("entry {}: {} {}{target}", entry.id, entry.principal.name, entry.action.as_str())
+        }
     }
 }
 

@@ -37,6 +37,7 @@ enum Key {
     Worker(WorkerName),
     Image(ImageKey),
     Place(PlaceKey),
+    Entry(u64),
     Leases,
     Alarm,
     Spent,
@@ -74,6 +75,7 @@ impl Batch {
             }
             Record::LeasesExtended(_) => Key::Leases,
             Record::AlarmTold(_) => Key::Alarm,
+            Record::Entry(entry) => Key::Entry(entry.id),
         };
         match self.index.entry(key) {
             Entry::Vacant(entry) => {

@@ -1,9 +1,11 @@
 //! The handle of a running master, for signals and the demo.
 
 use super::event_loop;
+use crate::access::Access;
 use crate::api_token::ApiToken;
 use crate::config::Config;
 use crate::core::event::Change;
+use crate::core::journal::Caller;
 use crate::http_server::Encryption;
 use crate::store::Claim;
 use rouse_shared::error::Chain;
@@ -23,6 +25,8 @@ pub struct Control {
     pub changes: broadcast::Sender<Change>,
     /// Who owns the hosts: the master's name and id.
     pub owner: String,
+    /// Who else may use the API.
+    pub(super) access: Access,
     /// Whether the API asks those who only read for its token.
     pub(super) read_needs_token: Arc<AtomicBool>,
     /// TLS of the API, if it has any.
@@ -37,8 +41,9 @@ impl Control {
         self.api_token.expose()
     }
 
-    /// Applies a new configuration. Everything that has not changed continues.
-    pub async fn configure(&self, config: Config) {
+    /// Applies a new configuration, which somebody has requested. Everything that has not changed continues.
+    pub async fn configure(&self, config: Config, by: Caller) {
+        self.access.configure(config.access.clone());
         self.read_needs_token.store(config.read_needs_token(), Ordering::Relaxed);
         self.describe(&config);
         if let Err(error) = self.api_token.configure(config.master.api_token.as_ref()) {
@@ -51,7 +56,7 @@ impl Control {
                 Err(why) => error!("the page keeps its certificate: {}", Chain(&why)),
             }
         }
-        if self.controls.send(event_loop::Control::Configure(Box::new(config))).await.is_err() {
+        if self.controls.send(event_loop::Control::Configure(Box::new(config), by)).await.is_err() {
             warn!("the new configuration is not used: the master is ending");
         }
     }

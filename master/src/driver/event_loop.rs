@@ -11,6 +11,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::core::build::{BuildSpec, BuildState};
 use crate::core::event::{Command, Effect, Event, Reply};
+use crate::core::journal::{Action, Caller, Principal, PrincipalKind};
 use crate::core::{Core, Start};
 use crate::metrics::Meters;
 use crate::store::{Commit, Store, StoreError};
@@ -18,7 +19,7 @@ use crate::submission::{self, Invalid};
 use crate::web::{Query, Request};
 use rouse_shared::error::Chain;
 use rouse_shared::message::ToMaster;
-use rouse_shared::names::worker_of_queue;
+use rouse_shared::names::{BUILDS, worker_of_queue};
 use rouse_shared::{BuildId, Nonce, WorkerName};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -38,8 +39,8 @@ const COMMIT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the process requests from the loop.
 pub(super) enum Control {
-    /// Use a new configuration.
-    Configure(Box<Config>),
+    /// Use a new configuration, which somebody has requested.
+    Configure(Box<Config>, Caller),
     /// Extend every lease, and report when the messages have been passed to the link.
     Shutdown(oneshot::Sender<()>),
 }
@@ -182,7 +183,7 @@ impl EventLoop {
         }
         for control in waiting.controls.drain(..) {
             match control {
-                Control::Configure(config) => {
+                Control::Configure(config, by) => {
                     self.executor.hosts.configure(&config);
                     self.executor.logs.set_max_size(config.plan.max_log_size);
                     self.executor.configure_blobs(&self.config, &config);
@@ -190,6 +191,8 @@ impl EventLoop {
                     self.store.set_url(config.store.as_ref());
                     self.meters.configure(&config.plan);
                     self.handle(Event::Configure(Arc::new(config.plan.clone())));
+                    let request = self.executor.pending.add(Requester::Driver);
+                    self.handle(Event::Command { request, by, command: Command::Record(Action::Reload) });
                     self.config = *config;
                 }
                 Control::Shutdown(performed) => {
@@ -268,7 +271,7 @@ impl EventLoop {
                 }
                 self.held_builds.push(message);
             }
-            Inbound::Submit { body, content_type, message_id, reply_to, correlation_id, receipt } => {
+            Inbound::Submit { body, content_type, message_id, user, reply_to, correlation_id, receipt } => {
                 let spec = match content_type.as_deref() {
                     Some("application/msgpack" | "application/x-msgpack" | "application/vnd.msgpack") => {
                         submission::from_msgpack(&body)
@@ -276,7 +279,7 @@ impl EventLoop {
                     _ => submission::from_json(&body),
                 };
                 let requester = Requester::Queue { reply_to, correlation_id };
-                self.submit(spec, message_id, requester);
+                self.submit(spec, message_id, user, requester);
                 self.batch.receipts.push(receipt);
             }
         }
@@ -308,23 +311,32 @@ impl EventLoop {
         }
     }
 
-    fn submit(&mut self, spec: Result<BuildSpec, Invalid>, message_id: Option<String>, requester: Requester) {
+    fn submit(
+        &mut self,
+        spec: Result<BuildSpec, Invalid>,
+        message_id: Option<String>,
+        user: Option<String>,
+        requester: Requester,
+    ) {
         // A second build with the same message id could never be committed.
         let known = message_id.map(|id| (self.known.get(&id).copied(), id)).map(|(build, id)| (id, build));
         match spec {
             Ok(spec) => {
                 let request = self.executor.pending.add(requester);
                 let command = Command::Submit { spec: Arc::new(spec), message_id: known };
-                self.handle(Event::Command { request, command });
+                let name = user.unwrap_or_else(|| BUILDS.to_owned());
+                let principal = Principal { name, kind: PrincipalKind::Queue };
+                let by = Caller { principal, from: BUILDS.to_owned(), note: None };
+                self.handle(Event::Command { request, by, command });
             }
             Err(Invalid { field, reason }) => self.executor.refuse(requester, &field, &reason),
         }
     }
 
     fn request(&mut self, request: Request) {
-        let (command, reply) = match request {
+        let (by, command, reply) = match request {
             Request::Query(query) => return self.queries.push(query),
-            Request::Command { command, reply } => (command, reply),
+            Request::Command { by, command, reply } => (by, command, reply),
         };
         if matches!(command, Command::Submit { .. })
             && let Err(why) = self.disk_space.for_work()
@@ -332,7 +344,7 @@ impl EventLoop {
             return drop(reply.send(Reply::Unavailable(format!("no new build is accepted: {why}"))));
         }
         let request = self.executor.pending.add(Requester::Api(reply));
-        self.handle(Event::Command { request, command });
+        self.handle(Event::Command { request, by, command });
     }
 
     /// Commits the batch, however long the disk takes. Then performs the effects, answers the queries and acknowledges

@@ -9,6 +9,7 @@ use super::retention::Sweeper;
 use super::state::{Locked, State};
 use super::uploads::Uploads;
 use super::{WAITING, belongings, encryption, event_loop, log_sync, log_writer, perform, standby, tenure};
+use crate::access::Access;
 use crate::api;
 use crate::blobs::Blobs;
 use crate::broker::{
@@ -40,6 +41,8 @@ use tracing::{error, info, warn};
 
 /// Largest number of log chunks that wait for the disk. With 64 KiB each, these are 4 MiB.
 const LOGS_WAITING: usize = 64;
+/// Most requests to read the configuration again that wait.
+const RELOADS_WAITING: usize = 4;
 /// Number of changes that a slow listener may lag behind.
 const CHANGES: usize = 4_096;
 
@@ -56,6 +59,7 @@ pub struct Master {
     ended: oneshot::Receiver<String>,
     database: Database,
     claim: Option<Claim>,
+    reloads: mpsc::Receiver<web::Reload>,
 }
 
 /// Why a master has ended by itself.
@@ -235,10 +239,12 @@ impl Master {
         let encryption = encryption::of_page(&config)?;
         let scheme = if encryption.is_some() { "https" } else { "http" };
         let read_needs_token = Arc::new(AtomicBool::new(config.read_needs_token()));
+        let access = Access::new(config.access.clone());
         let control = Arc::new(Control {
             controls,
             address,
             api_token: state.token.clone(),
+            access: access.clone(),
             changes: changes.clone(),
             owner,
             read_needs_token: read_needs_token.clone(),
@@ -246,8 +252,11 @@ impl Master {
             claim: claim.clone(),
         });
         let (stop_web, stopped) = oneshot::channel::<()>();
+        let (reload, reloads) = mpsc::channel(RELOADS_WAITING);
         let settings = web::Settings {
             token: state.token.clone(),
+            access,
+            reloads: reload,
             read_needs_token,
             version: env!("CARGO_PKG_VERSION"),
             master_name: config.master.name.clone(),
@@ -268,7 +277,24 @@ impl Master {
         let (node, link, auth) =
             connect(&config, &state, (auth, node_tls), refusals, admissions, inbound, log_chunks).await?;
         link_slot.send_replace(Some(Arc::new(link)));
-        Ok(Self { control, node, link: link_slot, stop_web, web, _auth: auth, _state: state, ended, database, claim })
+        Ok(Self {
+            control,
+            node,
+            link: link_slot,
+            stop_web,
+            web,
+            _auth: auth,
+            _state: state,
+            ended,
+            database,
+            claim,
+            reloads,
+        })
+    }
+
+    /// The requests of the API to read the configuration again, for who can do that. Once; after that they are refused.
+    pub fn reloads(&mut self) -> mpsc::Receiver<web::Reload> {
+        std::mem::replace(&mut self.reloads, mpsc::channel(1).1)
     }
 
     /// Waits until the master cannot continue, or must not because another one has the ledger.

@@ -33,6 +33,8 @@ pub(super) enum Requester {
         /// The message's correlation id, which the reply repeats.
         correlation_id: Option<String>,
     },
+    /// The driver itself, which needs no reply.
+    Driver,
 }
 
 /// The requests that have no reply yet.
@@ -282,6 +284,7 @@ impl Executor {
                 let body = web::answer_body(&answer);
                 self.send(Outbound::Reply { to, correlation_id, body });
             }
+            Some(Requester::Driver) => {}
             Some(Requester::Queue { reply_to: None, .. }) => {
                 if let Reply::Refused { reason, .. } | Reply::NotFound(reason) | Reply::Unavailable(reason) = answer {
                     warn!("a build from the submission queue was refused: {reason}");

@@ -22,6 +22,7 @@ impl EventLoop {
             Query::Workers { reply } => drop(reply.send(core.worker_views(clock::now()))),
             Query::Hosts { reply } => drop(reply.send(core.host_views(clock::now()))),
             Query::Places { reply } => drop(reply.send(core.place_views())),
+            Query::Journal { filter, reply } => self.reader.journal(filter, reply),
             Query::Mails { reply } => drop(reply.send(core.mails())),
             Query::Uploads { reply } => drop(reply.send(self.executor.uploads.view())),
             Query::Health { reply } => {

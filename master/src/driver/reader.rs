@@ -3,6 +3,7 @@
 
 use super::error::MasterError;
 use crate::core::build::BuildState;
+use crate::core::journal::{Entry, Filter};
 use crate::core::view::{BuildFilter, BuildView};
 use crate::store::{Store, StoreError};
 use rouse_shared::error::Chain;
@@ -23,29 +24,62 @@ pub(super) struct Listing {
     pub reply: oneshot::Sender<Result<Vec<BuildView>, String>>,
 }
 
-/// Passes listings to the thread.
-pub(super) struct Reader(mpsc::Sender<Listing>);
+/// What is read.
+enum Reading {
+    Builds(Listing),
+    /// Entries of the journal.
+    Journal(Filter, JournalReply),
+}
+
+type JournalReply = oneshot::Sender<Result<Vec<Entry>, String>>;
+
+/// Why a reading was not begun.
+const TOO_MANY: &str = "too many listings wait for the ledger; try again";
+
+/// Passes on to the thread what is to be read.
+pub(super) struct Reader(mpsc::Sender<Reading>);
 
 impl Reader {
     /// Starts the thread. It ends when this is dropped.
     pub(super) fn spawn(store: Store) -> Result<Self, MasterError> {
-        let (listings, mut waiting) = mpsc::channel::<Listing>(WAITING);
+        let (readings, mut waiting) = mpsc::channel::<Reading>(WAITING);
         let body = move || {
-            while let Some(Listing { filter, live, reply }) = waiting.blocking_recv() {
+            while let Some(reading) = waiting.blocking_recv() {
                 // The client may have gone away, which is not an error.
-                drop(reply.send(list(&store, &filter, live).map_err(unreadable)));
+                match reading {
+                    Reading::Builds(Listing { filter, live, reply }) => {
+                        drop(reply.send(list(&store, &filter, live).map_err(unreadable)));
+                    }
+                    Reading::Journal(filter, reply) => {
+                        drop(reply.send(store.journal(&filter).map_err(unreadable)));
+                    }
+                }
             }
         };
         let thread = std::thread::Builder::new().name("reader".to_owned()).spawn(body);
-        thread.map(|_| Self(listings)).map_err(|e| MasterError::new("cannot start a thread", &e))
+        thread.map(|_| Self(readings)).map_err(|e| MasterError::new("cannot start a thread", &e))
     }
 
     /// Passes a listing on. If too many wait, it is answered with an error.
     pub(super) fn list(&self, listing: Listing) {
+        self.read(Reading::Builds(listing));
+    }
+
+    /// The same for entries of the journal.
+    pub(super) fn journal(&self, filter: Filter, reply: JournalReply) {
+        self.read(Reading::Journal(filter, reply));
+    }
+
+    fn read(&self, reading: Reading) {
         // If the thread is gone, so is the caller's answer.
-        if let Err(mpsc::error::TrySendError::Full(listing)) = self.0.try_send(listing) {
-            let why = "too many listings wait for the ledger; try again".to_owned();
-            drop(listing.reply.send(Err(why)));
+        match self.0.try_send(reading) {
+            Err(mpsc::error::TrySendError::Full(Reading::Builds(listing))) => {
+                drop(listing.reply.send(Err(TOO_MANY.to_owned())));
+            }
+            Err(mpsc::error::TrySendError::Full(Reading::Journal(_, reply))) => {
+                drop(reply.send(Err(TOO_MANY.to_owned())));
+            }
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
         }
     }
 }

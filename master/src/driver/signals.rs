@@ -5,6 +5,8 @@ use super::error::MasterError;
 use super::listeners::Inherited;
 use super::master::{Failure, Master};
 use crate::config::{self, Config};
+use crate::core::journal::Caller;
+use crate::web::{Reload, Reloaded};
 use std::path::Path;
 use tracing::{error, info, warn};
 
@@ -35,9 +37,17 @@ pub async fn run(path: &Path, config: Config, inherited: Inherited) -> Result<En
         _ = terminate.recv() => return Ok(Ended::AsAsked),
         _ = interrupt.recv() => return Ok(Ended::AsAsked),
     };
+    let mut reloads = master.reloads();
     loop {
         tokio::select! {
-            _ = hangup.recv() => reload(path, &mut running, &master.control).await,
+            _ = hangup.recv() => {
+                // Every error is in the log.
+                drop(reload(path, &mut running, &master.control, Caller::signal("SIGHUP")).await);
+            }
+            Some(Reload { by, reply }) = reloads.recv() => {
+                // The client may have gone away. The configuration is in effect all the same.
+                drop(reply.send(reload(path, &mut running, &master.control, by).await));
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             failure = master.failed() => match failure {
@@ -60,19 +70,27 @@ pub async fn run(path: &Path, config: Config, inherited: Inherited) -> Result<En
     Ok(Ended::AsAsked)
 }
 
-async fn reload(path: &Path, running: &mut Config, control: &Control) {
+/// Reads the configuration again. An error in it is logged and returned, and then nothing changes.
+async fn reload(path: &Path, running: &mut Config, control: &Control, by: Caller) -> Result<Reloaded, String> {
     match config::load(path) {
-        Err(errors) => error!("{} is not used; the old configuration stays in effect:\n{errors}", path.display()),
+        Err(errors) => {
+            let text = format!("{} is not used; the old configuration stays in effect:\n{errors}", path.display());
+            error!("{text}");
+            Err(text)
+        }
         Ok(new) => {
             for warning in &new.warnings {
                 warn!("{warning}");
             }
-            for key in config::changes_needing_restart(running, &new) {
+            let needs_restart = config::changes_needing_restart(running, &new);
+            for key in &needs_restart {
                 warn!("{key} has changed and takes effect when the master is restarted");
             }
-            control.configure(new.clone()).await;
+            let warnings = new.warnings.iter().map(ToString::to_string).collect();
+            control.configure(new.clone(), by).await;
             *running = new;
             info!("{} is in effect", path.display());
+            Ok(Reloaded { needs_restart, warnings })
         }
     }
 }

@@ -10,6 +10,7 @@ use super::master::{self, LogFiles};
 use super::reader::{Listing, Reader, unreadable};
 use super::state::{Locked, State};
 use super::{WAITING, belongings, encryption, tenure};
+use crate::access::Access;
 use crate::blobs::Blobs;
 use crate::broker::{Admission, Askers, AuthServer, Endpoints, RateLimiter, Refusals};
 use crate::clock;
@@ -180,6 +181,9 @@ impl Served {
         let blobs = Arc::new(Blobs::new(&state.id, config.blobs.clone()));
         let settings = web::Settings {
             token: state.token.clone(),
+            access: Access::new(config.access.clone()),
+            // The server sends such requests to the active master.
+            reloads: mpsc::channel(1).0,
             read_needs_token: Arc::new(AtomicBool::new(config.read_needs_token())),
             version: env!("CARGO_PKG_VERSION"),
             master_name: config.master.name.clone(),
@@ -291,6 +295,7 @@ impl Answers {
             Query::Workers { reply } => drop(reply.send(core.worker_views(clock::now()))),
             Query::Hosts { reply } => drop(reply.send(core.host_views(clock::now()))),
             Query::Places { reply } => drop(reply.send(core.place_views())),
+            Query::Journal { filter, reply } => self.reader.journal(filter, reply),
             Query::Mails { reply } => drop(reply.send(core.mails())),
             Query::Uploads { reply } => drop(reply.send(web::Uploads::default())),
             Query::Health { reply } => drop(reply.send(Health { broker, alarm: None, ledger: Ok(()) })),

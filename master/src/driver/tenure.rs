@@ -86,6 +86,7 @@ pub(super) fn fingerprints(config: &Config) -> String {
         .collect();
     let limits = (config.plan.restart_lease, config.plan.max_log_size);
     all.insert("restart_lease or max_log_size".to_owned(), of(&limits));
+    all.insert("token or remote_user".to_owned(), of(&config.access));
     serde_json::to_string(&all).unwrap_or_default()
 }
 

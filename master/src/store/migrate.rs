@@ -25,6 +25,7 @@ pub(super) fn bring_up(connection: &mut Connection, from: i32) -> Result<(), Sto
     if from < 5 {
         to_5(&transaction)?;
     }
+    // Version 6 has the journal, whose table is made when the file is opened.
     transaction.pragma_update(None, "user_version", SCHEMA)?;
     transaction.commit()?;
     Ok(())

@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 mod claim;
 mod ended;
 mod engine;
+mod journal;
 mod migrate;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -40,10 +41,10 @@ pub use postgres::look;
 pub use uploads::LogsAt;
 
 /// Version of the tables, kept in `user_version`.
-const SCHEMA: i32 = 5;
+const SCHEMA: i32 = 6;
 
 /// The tables that both databases have.
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 13] = [
     "builds",
     "ended",
     "ended_where",
@@ -56,6 +57,7 @@ const TABLES: [&str; 12] = [
     "mails",
     "told_orphans",
     "facts",
+    "journal",
 ];
 
 /// Why a batch could not be committed, or the ledger could not be read.
@@ -356,6 +358,7 @@ impl Store {
         let highest = self.rows_long("SELECT COALESCE(MAX(id), 0) FROM builds", &[], |row| row.int(0))?;
         let highest = highest.first().copied().unwrap_or(0).unsigned_abs();
         ledger.last_build = highest.max(self.highest_deleted()?.0);
+        ledger.last_entry = self.last_entry()?;
         if let (Some(day), Some(micros)) = (self.fact("spent_day")?, self.fact("spent_micros")?) {
             ledger.spent = Spent { day, micros };
         }

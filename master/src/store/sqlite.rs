@@ -1,7 +1,7 @@
 //! The ledger in SQLite, in WAL mode.
 
 use super::engine::{Row, Statement, Value};
-use super::{SCHEMA, StoreError, ended, migrate};
+use super::{SCHEMA, StoreError, ended, journal, migrate};
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags, ToSql, params_from_iter};
 use std::fs;
@@ -49,6 +49,7 @@ impl Sqlite {
         }
         connection.execute_batch(TABLES)?;
         connection.execute_batch(ended::TABLES)?;
+        connection.execute_batch(journal::TABLE)?;
         if version == 0 {
             connection.pragma_update(None, "user_version", SCHEMA)?;
         } else {

@@ -1,7 +1,7 @@
 //! The statements that write a record.
 
 use super::engine::{Dialect, Statement, key, statement};
-use super::{ended, json, sql_id, sql_number};
+use super::{ended, journal, json, sql_id, sql_number};
 use crate::core::images::ImageRecord;
 use crate::core::mail::{Mail, News};
 use crate::core::places::PlaceRecord;
@@ -114,6 +114,7 @@ pub(super) fn write(dialect: Dialect, record: &Record, to: &mut Vec<Statement>) 
         Record::LeasesExtended(None) => to.push(no_fact("leases_extended")),
         Record::AlarmTold(Some(at)) => to.push(fact("alarm_told", at.0)),
         Record::AlarmTold(None) => to.push(no_fact("alarm_told")),
+        Record::Entry(entry) => journal::add(entry, to),
     }
 }
 

@@ -5,6 +5,7 @@
 use super::*;
 use crate::core::blobs::Upload;
 use crate::core::build::{BuildEnd, BuildState, Requirement};
+use crate::core::journal::{Action, Caller, Entry, Filter};
 use crate::core::mail::What;
 use crate::core::record::{DesiredState, Host, HostState};
 use crate::core::view::BuildFilter;
@@ -154,4 +155,28 @@ fn a_ledger_of_version_4_has_all_logs_on_the_disk() {
     assert_eq!(waiting(&ledger), 1);
     ledger.commit(&[Record::LogsUploaded(BuildId(1), "s3://bucket".into(), Upload::Complete(7))]).unwrap();
     assert_eq!(waiting(&ledger), 0);
+}
+
+#[test]
+fn a_ledger_of_version_5_gets_a_journal() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger");
+    drop(Database::file(&path).open().unwrap());
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch("DROP TABLE journal; PRAGMA user_version = 5;").unwrap();
+    drop(old);
+    let mut ledger = Database::file(&path).open().unwrap();
+    let entry = Entry {
+        id: 1,
+        at: Timestamp(5),
+        action: Action::Reload,
+        target: None,
+        principal: Caller::signal("SIGHUP").principal,
+        from: "signal".to_owned(),
+        note: None,
+    };
+    ledger.commit(&[Record::Entry(entry.clone())]).unwrap();
+    assert_eq!(ledger.journal(&Filter { limit: 9, ..Filter::default() }).unwrap(), [entry]);
+    let version: i32 = Connection::open(&path).unwrap().pragma_query_value(None, "user_version", |r| r.get(0)).unwrap();
+    assert_eq!(version, SCHEMA);
 }

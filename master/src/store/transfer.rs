@@ -23,7 +23,7 @@ enum Kind {
 use Kind::{Flag, Key, Number, Text};
 
 /// The columns of each table. `builds` has more in PostgreSQL.
-const COLUMNS: [(&str, &[(&str, Kind)]); 12] = [
+const COLUMNS: [(&str, &[(&str, Kind)]); 13] = [
     (
         "builds",
         &[("id", Number), ("state", Text), ("live", Flag), ("message_id", Key), ("spec", Text), ("status", Text)],
@@ -53,6 +53,7 @@ const COLUMNS: [(&str, &[(&str, Kind)]); 12] = [
     ("mails", &[("id", Key), ("row", Text)]),
     ("told_orphans", &[("provider", Text), ("handle", Key), ("row", Text)]),
     ("facts", &[("name", Text), ("value", Number)]),
+    ("journal", &[("id", Number), ("at", Number), ("target", Key), ("row", Text)]),
 ];
 
 impl Store {

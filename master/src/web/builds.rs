@@ -1,10 +1,14 @@
 //! Builds over HTTP: submit, list, show, why, cancel.
 
+use super::auth::Identity;
 use super::error::{ApiError, Body, NoParams, Params, Segments};
+use super::journal::NoteParams;
 use super::{App, BuildFilter, DEFAULT_LIST, MAX_LIST, NoBuild, Query, views};
+use crate::access::Right;
 use crate::api;
-use crate::core::build::{BuildSpec, BuildState, Requirement};
+use crate::core::build::{Build, BuildSpec, BuildState, Requirement};
 use crate::core::event::{Command, Reply};
+use crate::core::journal::Caller;
 use crate::core::view::BuildView;
 use crate::submission;
 use axum::Json;
@@ -25,16 +29,21 @@ use utoipa::IntoParams;
 )]
 pub(super) async fn submit_build(
     State(app): State<Arc<App>>,
+    identity: Identity,
     _: Params<NoParams>,
     Body(body): Body,
 ) -> Result<(StatusCode, Json<api::AcceptedBuild>), ApiError> {
     let spec = submission::from_json(&body)
         .map_err(|submission::Invalid { field, reason }| ApiError::Invalid { field: Some(field), reason })?;
-    submit(&app, Arc::new(spec)).await
+    submit(&app, identity.caller, Arc::new(spec)).await
 }
 
-async fn submit(app: &App, spec: Arc<BuildSpec>) -> Result<(StatusCode, Json<api::AcceptedBuild>), ApiError> {
-    match app.command(Command::Submit { spec, message_id: None }).await? {
+async fn submit(
+    app: &App,
+    by: Caller,
+    spec: Arc<BuildSpec>,
+) -> Result<(StatusCode, Json<api::AcceptedBuild>), ApiError> {
+    match app.command(by, Command::Submit { spec, message_id: None }).await? {
         Reply::Accepted(id) => Ok((StatusCode::CREATED, Json(api::AcceptedBuild { id: api::Id(id) }))),
         Reply::Unavailable(reason) => Err(ApiError::NoSpace(reason)),
         Reply::Refused { field, reason } => Err(ApiError::Invalid { field, reason }),
@@ -220,7 +229,8 @@ pub(super) async fn explain_build(
 /// Submit a build again.
 ///
 /// The new build has the steps, the environment and all other settings of the old one, which may have ended or not. With
-/// `worker` in the body, it runs on that worker instead of where the old one could run.
+/// `worker` in the body, it runs on that worker instead of where the old one could run. Its submitter is who sends this
+/// request. Somebody who has not the right `operate` can submit only their own builds again.
 #[utoipa::path(
     post, path = "/api/builds/{id}/rerun", params(("id" = api::Id, Path, description = "The build's number.")),
     request_body = api::RerunRequest,
@@ -233,6 +243,7 @@ pub(super) async fn explain_build(
 pub(super) async fn rerun_build(
     State(app): State<Arc<App>>,
     Segments(id): Segments<String>,
+    identity: Identity,
     _: Params<NoParams>,
     Body(body): Body,
 ) -> Result<(StatusCode, Json<api::AcceptedBuild>), ApiError> {
@@ -242,17 +253,21 @@ pub(super) async fn rerun_build(
         serde_json::from_slice(&body)
             .map_err(|error| ApiError::Invalid { field: None, reason: format!("the body is invalid: {error}") })?
     };
-    let mut spec = find(&app, &id).await?.build.spec;
+    let Build { mut spec, status, .. } = find(&app, &id).await?.build;
+    identity.check_owner(&id, status.submitter.as_ref())?;
     if let Some(worker) = request.worker {
         let worker = worker.parse().map_err(|error| ApiError::field("worker", format!("{worker:?}: {error}")))?;
         Arc::make_mut(&mut spec).requirement = Requirement::Worker(worker);
     }
-    submit(&app, spec).await
+    submit(&app, identity.caller, spec).await
 }
 
 /// Cancel a build.
+///
+/// Somebody who has not the right `operate` can cancel only their own builds.
 #[utoipa::path(
-    post, path = "/api/builds/{id}/cancel", params(("id" = api::Id, Path, description = "The build's number.")),
+    post, path = "/api/builds/{id}/cancel",
+    params(("id" = api::Id, Path, description = "The build's number."), NoteParams),
     responses(
         (status = 200, description = "The build is being cancelled.", body = api::AcceptedBuild),
         (status = 404, description = "There is no such build, or it has ended.", body = api::Error),
@@ -261,10 +276,14 @@ pub(super) async fn rerun_build(
 pub(super) async fn cancel_build(
     State(app): State<Arc<App>>,
     Segments(id): Segments<String>,
-    _: Params<NoParams>,
+    identity: Identity,
+    Params(note): Params<NoteParams>,
 ) -> Result<Json<api::AcceptedBuild>, ApiError> {
     let build = number(&id)?;
-    done(app.command(Command::CancelBuild(build)).await?)?;
+    if !identity.may(Right::Operate) {
+        identity.check_owner(&id, find(&app, &id).await?.build.status.submitter.as_ref())?;
+    }
+    done(app.command(note.of(identity)?, Command::CancelBuild(build)).await?)?;
     Ok(Json(api::AcceptedBuild { id: api::Id(build) }))
 }
 

@@ -20,6 +20,9 @@ pub(super) enum ApiError {
     Invalid { field: Option<String>, reason: String },
     #[error("{0}")]
     Unauthorized(&'static str),
+    /// It is known who asks, and they may not.
+    #[error("{0}")]
+    Forbidden(String),
     #[error("{0}")]
     NotFound(String),
     /// It was there and is not any more.
@@ -74,6 +77,7 @@ impl ApiError {
         match self {
             Self::Invalid { .. } => StatusCode::BAD_REQUEST,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Gone(_) => StatusCode::GONE,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,

@@ -1,7 +1,9 @@
 //! Workers, hosts, mails and the master's health over HTTP.
 
+use super::auth::Identity;
 use super::builds::done;
 use super::error::{ApiError, NoParams, Params, Segments};
+use super::journal::NoteParams;
 use super::{App, Query, Uploads, views};
 use crate::api;
 use crate::core::event::{Command, Operation};
@@ -71,6 +73,7 @@ pub(super) async fn show_log_uploads(
     params(
         ("name" = String, Path, description = "The worker's name.", pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
         ("operation" = Operation, Path, description = "The operation."),
+        NoteParams,
     ),
     responses(
         (status = 200, description = "The operation was carried out.", body = api::WorkerOperation),
@@ -80,13 +83,14 @@ pub(super) async fn show_log_uploads(
 pub(super) async fn operate_worker(
     State(app): State<Arc<App>>,
     Segments((name, operation)): Segments<(String, String)>,
-    _: Params<NoParams>,
+    identity: Identity,
+    Params(note): Params<NoteParams>,
 ) -> Result<Json<api::WorkerOperation>, ApiError> {
     let operation = Operation::deserialize(operation.as_str().into_deserializer()).map_err(|_: ValueError| {
         ApiError::NotFound("the operations of a worker are pause, resume and drain".to_owned())
     })?;
     let worker: WorkerName = name.parse().map_err(|_| ApiError::NotFound(format!("there is no worker {name:?}")))?;
-    done(app.command(Command::Operate { worker: worker.clone(), operation }).await?)?;
+    done(app.command(note.of(identity)?, Command::Operate { worker: worker.clone(), operation }).await?)?;
     Ok(Json(api::WorkerOperation { name: worker, operation }))
 }
 
@@ -94,7 +98,8 @@ pub(super) async fn operate_worker(
 ///
 /// Its builds are retried elsewhere, which does not count as one of their retries. Its worker stays in use.
 #[utoipa::path(
-    post, path = "/api/hosts/{id}/terminate", params(("id" = String, Path, description = "The host's id.")),
+    post, path = "/api/hosts/{id}/terminate",
+    params(("id" = String, Path, description = "The host's id."), NoteParams),
     responses(
         (status = 200, description = "The host is being terminated.", body = api::TerminatedHost),
         (status = 404, description = "There is no such host.", body = api::Error),
@@ -103,10 +108,11 @@ pub(super) async fn operate_worker(
 pub(super) async fn terminate_host(
     State(app): State<Arc<App>>,
     Segments(id): Segments<String>,
-    _: Params<NoParams>,
+    identity: Identity,
+    Params(note): Params<NoteParams>,
 ) -> Result<Json<api::TerminatedHost>, ApiError> {
     let id = HostId(id);
-    done(app.command(Command::TerminateHost(id.clone())).await?)?;
+    done(app.command(note.of(identity)?, Command::TerminateHost(id.clone())).await?)?;
     Ok(Json(api::TerminatedHost { id }))
 }
 
@@ -116,7 +122,8 @@ pub(super) async fn terminate_host(
 /// retried elsewhere after its lease and grace, which does not count as one of their retries. Refused while its agent
 /// is attached.
 #[utoipa::path(
-    post, path = "/api/hosts/{id}/forget", params(("id" = String, Path, description = "The host's id.")),
+    post, path = "/api/hosts/{id}/forget",
+    params(("id" = String, Path, description = "The host's id."), NoteParams),
     responses(
         (status = 200, description = "The host is given up.", body = api::ForgottenHost),
         (status = 400, description = "Its agent is attached.", body = api::Error),
@@ -126,10 +133,11 @@ pub(super) async fn terminate_host(
 pub(super) async fn forget_host(
     State(app): State<Arc<App>>,
     Segments(id): Segments<String>,
-    _: Params<NoParams>,
+    identity: Identity,
+    Params(note): Params<NoteParams>,
 ) -> Result<Json<api::ForgottenHost>, ApiError> {
     let id = HostId(id);
-    done(app.command(Command::ForgetHost(id.clone())).await?)?;
+    done(app.command(note.of(identity)?, Command::ForgetHost(id.clone())).await?)?;
     Ok(Json(api::ForgottenHost { id }))
 }
 

@@ -7,6 +7,7 @@ mod builds;
 mod error;
 mod events;
 mod fleet;
+mod journal;
 mod log;
 mod masters;
 mod messages;
@@ -15,13 +16,17 @@ mod openapi;
 mod page;
 mod places;
 mod rebinding;
+mod reload;
+mod rights;
 mod routes;
 mod tokens;
 mod views;
 
+use crate::access::Access;
 use crate::api_token::ApiToken;
 use crate::core::build::BuildState;
 use crate::core::event::{Change, Command, Reply, WorkerState};
+use crate::core::journal::{Caller, Entry, Filter};
 use crate::core::mail::Mail;
 use crate::core::record::HostState;
 pub use crate::core::view::BuildFilter;
@@ -32,6 +37,7 @@ use bytes::Bytes;
 use error::ApiError;
 pub use masters::{Alone, Masters};
 pub use messages::{answer_body, change_message};
+pub use reload::{Reload, Reloaded};
 use rouse_shared::{AttemptId, BuildId};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -68,6 +74,8 @@ pub const DEFAULT_LIST: usize = 100;
 pub enum Request {
     /// A command, which the core handles.
     Command {
+        /// Who gives it.
+        by: Caller,
         /// The command.
         command: Command,
         /// Gets the reply once it is committed.
@@ -115,6 +123,13 @@ pub enum Query {
     Places {
         /// The places.
         reply: oneshot::Sender<Vec<PlaceView>>,
+    },
+    /// The journal of operations.
+    Journal {
+        /// Selects the entries.
+        filter: Filter,
+        /// The entries, newest first, or why the ledger cannot be read.
+        reply: oneshot::Sender<Result<Vec<Entry>, String>>,
     },
     /// The mails that the relay has not accepted yet.
     Mails {
@@ -228,8 +243,12 @@ pub trait LogSource: Send + Sync + 'static {
 /// The settings of the server.
 #[derive(Clone)]
 pub struct Settings {
-    /// The token for requests that change something. Never empty.
+    /// The master's own token, which has every right. Never empty.
     pub token: ApiToken,
+    /// Who else may do what.
+    pub access: Access,
+    /// Gets the requests to read the configuration again; closed if there is no file.
+    pub reloads: mpsc::Sender<Reload>,
     /// Whether reading needs it too. May change with the configuration.
     pub read_needs_token: Arc<AtomicBool>,
     /// Version of the master.
@@ -274,13 +293,13 @@ impl App {
     }
 
     /// Gives the master a command and waits until it is committed, or refused.
-    async fn command(&self, command: Command) -> Result<Reply, ApiError> {
-        self.command_within(PATIENCE, command).await
+    async fn command(&self, by: Caller, command: Command) -> Result<Reply, ApiError> {
+        self.command_within(PATIENCE, by, command).await
     }
 
     /// The same, for what takes the master longer.
-    async fn command_within(&self, patience: Duration, command: Command) -> Result<Reply, ApiError> {
-        self.ask(patience, |reply| Request::Command { command, reply }).await
+    async fn command_within(&self, patience: Duration, by: Caller, command: Command) -> Result<Reply, ApiError> {
+        self.ask(patience, |reply| Request::Command { by, command, reply }).await
     }
 
     async fn ask<T>(

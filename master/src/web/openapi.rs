@@ -1,9 +1,11 @@
 //! The description of the API, for `/openapi.json`: generated from the handlers, the API's types, and what all requests
 //! share.
 
-use super::routes;
+use super::{rights, routes};
+use crate::access::Right;
 use crate::api;
 use utoipa::OpenApi as _;
+use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response};
 use utoipa::{Modify, ToSchema as _};
@@ -15,8 +17,8 @@ const TOKEN: &str = "token";
     info(
         title = "rouse",
         description = "Builds, workers and hosts of a rouse master. Ids are strings, times RFC 3339 in UTC, durations \
-            seconds. Requests that change something need the master's token; if the master listens on other addresses \
-            than loopback, requests that read need it too. Every error is an object with `error`, and `field` if one \
+            seconds. Each operation names the right that the token needs. The master's own token has every right, and \
+            whoever has any may read. If the master listens on loopback, `master.read_token` may let everybody read. Every error is an object with `error`, and `field` if one \
             field is at fault. When listening on loopback, requests whose Host header is not a loopback name are \
             answered with 421.",
         contact(),
@@ -41,9 +43,10 @@ pub(super) fn document(version: &str) -> OpenApi {
 /// What every request shares: the token, and the errors of the server as a whole.
 struct Shared;
 
-const ERRORS: [(&str, &str); 5] = [
+const ERRORS: [(&str, &str); 6] = [
     ("400", "The request is invalid."),
     ("401", "The token is missing or wrong."),
+    ("403", "The token lacks the right that this needs."),
     ("421", "The Host header is not a loopback name, and the master listens on loopback."),
     ("500", "The ledger cannot be read."),
     ("503", "The master cannot do its work, is ending, or did not answer in time."),
@@ -54,27 +57,34 @@ impl Modify for Shared {
         let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
         document.components.get_or_insert_default().add_security_scheme(TOKEN, scheme);
         for (path, item) in &mut document.paths.paths {
-            // An audit calls every cloud.
-            if let Some(operation) = item.get.as_mut().filter(|_| path == "/api/audit") {
-                operation.security = Some(vec![SecurityRequirement::new(TOKEN, [] as [&str; 0])]);
-            }
-            for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+            for (method, operation) in [("GET", &mut item.get), ("POST", &mut item.post)] {
+                let Some(operation) = operation else { continue };
+                describe_right(method, path, operation);
                 for (status, description) in ERRORS {
                     operation.responses.responses.entry(status.to_owned()).or_insert_with(|| error(description));
                 }
-            }
-            if let Some(operation) = &mut item.post {
+                if method == "POST" {
+                    let full = error("The disk is full, or the ledger cannot be written.");
+                    operation.responses.responses.insert("507".to_owned(), full);
+                }
                 // Without a body, a build is repeated as it was.
                 if let Some(RefOr::T(body)) = operation.request_body.as_mut().filter(|_| path.ends_with("/rerun")) {
                     body.required = None;
                 }
-                operation
-                    .responses
-                    .responses
-                    .insert("507".to_owned(), error("The disk is full, or the ledger cannot be written."));
-                operation.security = Some(vec![SecurityRequirement::new(TOKEN, [] as [&str; 0])]);
             }
         }
+    }
+}
+
+/// Says which right an operation needs. Without `security`, everybody may use it if the configuration permits it.
+fn describe_right(method: &str, path: &str, operation: &mut Operation) {
+    let Some(row) = rights::find(method, path).filter(|row| !row.rights.is_empty()) else { return };
+    let remark = if row.remark.is_empty() { String::new() } else { format!("; {}", row.remark) };
+    let needs = format!("Needs the right {}{remark}.", row.words());
+    let description = operation.description.take().filter(|text| !text.is_empty());
+    operation.description = Some(description.map_or(needs.clone(), |text| format!("{text}\n\n{needs}")));
+    if row.rights != [Right::Read] {
+        operation.security = Some(vec![SecurityRequirement::new(TOKEN, [] as [&str; 0])]);
     }
 }
 

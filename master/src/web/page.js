@@ -59,7 +59,8 @@ function askToken(why) {
 
 async function request(path, options = {}) {
   const acts = options.method === "POST";
-  let why = acts && !token ? "Changing something requires the token." : null;
+  // A proxy may have told the master who this is: nobody is asked for a token before the master wants one.
+  let why = null;
   for (;;) {
     if (why !== null) {
       if ((tokenDeclined && !acts) || !await askToken(why)) throw new ApiError("this needs the master's token", 401);
@@ -73,7 +74,8 @@ async function request(path, options = {}) {
     if (!Number.isNaN(date)) clockSkew = Math.abs(date - Date.now()) > 3000 ? date - Date.now() : 0;
     if (response.ok) return response;
     if (response.status === 401) {
-      why = token !== used ? null : used ? "The master did not accept this token." : "This requires the token of the master.";
+      const needed = acts ? "Changing something requires the token." : "This requires the token of the master.";
+      why = token !== used ? null : used ? "The master did not accept this token." : needed;
       continue;
     }
     let message = `${path}: the master answered ${response.status}`;
@@ -95,6 +97,7 @@ async function post(path, done) {
   try {
     await request(path, { method: "POST" });
     showMessage(done);
+    pollers.journal();
   } catch (error) {
     showMessage(error instanceof ApiError ? error.message : "The master cannot be reached.");
   }
@@ -187,7 +190,7 @@ const AUDIT_COLUMNS = ["Difference", "Provider", "Machine", "Host", "Reason"];
 const ATTEMPT_COLUMNS = ["Attempt", "State", "Worker", "Host", "Assigned", "Took", "Reason"];
 const STEP_COLUMNS = ["Step", "State", "Started", "Took", "Log"];
 
-const model = { workers: [], queue: [], builds: [], hosts: [], audit: null, health: null, mails: [], places: [], uploads: {} };
+const model = { workers: [], queue: [], builds: [], hosts: [], audit: null, health: null, mails: [], places: [], uploads: {}, operations: new Map() };
 
 function describeLoad(worker) {
   const { vitals, facts } = worker;
@@ -197,6 +200,12 @@ function describeLoad(worker) {
   if (vitals.disk_total) usage.push(`${formatBytes(vitals.disk_free)} of disk free`);
   const text = Number(vitals.load).toFixed(2) + (facts?.cpus ? ` on ${facts.cpus} CPU${facts.cpus > 1 ? "s" : ""}` : "");
   return [el("span", { class: "num" }, text), usage.length ? secondary(usage.join(", ")) : null];
+}
+
+// The newest operation on a worker or a host.
+function lastOperation(target) {
+  const entry = model.operations.get(target);
+  return entry ? secondary(`${humanize(entry.action)} by ${entry.who} `, timeElement(entry.at, "ago"), entry.note ? `: ${entry.note}` : "") : null;
 }
 
 function describeProblems(worker) {
@@ -274,7 +283,7 @@ function renderWorkers() {
     [w.host ? el("code", {}, w.host) : w.facts?.hostname, w.agent_version ? secondary(`agent ${w.agent_version}`) : null],
     describeLoad(w),
     timeElement(w.last_heard, "ago"),
-    describeProblems(w),
+    [...describeProblems(w), lastOperation(w.name)],
     actionButtons(w),
   ], words.length ? "No worker matches the search." : "The configuration has no workers.");
 }
@@ -313,7 +322,7 @@ function renderHosts() {
     h.provider,
     timeElement(h.created, "for"),
     h.cost === null ? null : el("span", { class: "num" }, `$ ${h.cost.toFixed(3)}`),
-    [h.why, h.build ? secondary("started for build ", buildLink(h.build, h.build)) : null],
+    [h.why, h.build ? secondary("started for build ", buildLink(h.build, h.build)) : null, lastOperation(h.id)],
     el("button", { type: "button", "data-host": h.id, "aria-label": `terminate ${h.id}` }, "terminate"),
   ], "No hosts.");
 }
@@ -387,7 +396,23 @@ function throttled(work) {
   };
 }
 
+let journalRefusedTo = null; // a token that may not read the journal
+
 const pollers = {
+  journal: throttled(async () => {
+    // Nobody is asked for a token because of it.
+    if (!token || token === journalRefusedTo) return;
+    const used = token;
+    try {
+      const entries = await get("/api/journal?limit=200");
+      model.operations = new Map(entries.reverse().filter((entry) => entry.target).map((entry) => [entry.target, entry]));
+      if (model.workers.length) renderWorkers();
+      if (model.hosts.length) renderHosts();
+    } catch (error) {
+      if (error.status !== 403) throw error;
+      journalRefusedTo = used;
+    }
+  }),
   workers: throttled(async () => { model.workers = await get("/api/workers"); renderWorkers(); renderAttention(); }),
   hosts: throttled(async () => { model.hosts = await get("/api/hosts"); renderHosts(); }),
   builds: throttled(async () => {
@@ -443,6 +468,7 @@ async function audit() {
 function refresh() {
   pollers.health();
   if (route.id) { pollers.build(); return; }
+  pollers.journal();
   pollers.workers();
   pollers.hosts();
   pollers.builds();
@@ -619,7 +645,7 @@ async function loadBuild(id) {
   $("build-reason").textContent = build.reason ?? "";
   const wanted = build.wanted_worker ?? Object.entries(build.where ?? {}).map(([k, v]) => `${k}=${v}`).join(", ");
   const facts = [
-    ["Worker", build.worker], ["Requires", wanted || "any worker"], ["Submitted", timeElement(build.created, "ago")],
+    ["Worker", build.worker], ["Requires", wanted || "any worker"], ["Submitted", timeElement(build.created, "ago")], ["Submitter", build.submitter],
     ["Waited", durationBetween(build.created, build.started ?? build.finished)], ["Took", durationBetween(build.started, build.finished)],
     ["Priority", String(build.priority)], ["Attempts", `${build.attempts} (up to ${build.retries} retries)`],
     ["Timeout", build.timeout === null ? null : formatDuration(build.timeout)],

@@ -8,9 +8,6 @@ use base64::prelude::BASE64_STANDARD;
 use sha2::{Digest as _, Sha256};
 use std::sync::LazyLock;
 
-/// Where it is.
-pub(super) const PATH: &str = "/";
-
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 

@@ -1,7 +1,9 @@
 //! Places over HTTP: lists them, and gives one up.
 
+use super::auth::Identity;
 use super::builds::done;
 use super::error::{ApiError, NoParams, Params, Segments};
+use super::journal::NoteParams;
 use super::{App, Query, views};
 use crate::api;
 use crate::core::event::Command;
@@ -25,7 +27,8 @@ pub(super) async fn list_places(
 ///
 /// The machines may still run and cost money. Refused while the agent of one of them is attached.
 #[utoipa::path(
-    post, path = "/api/places/{id}/forget", params(("id" = String, Path, description = "The place's id.")),
+    post, path = "/api/places/{id}/forget",
+    params(("id" = String, Path, description = "The place's id."), NoteParams),
     responses(
         (status = 200, description = "The place is given up.", body = api::ForgottenPlace),
         (status = 400, description = "The agent of a host there is attached.", body = api::Error),
@@ -35,8 +38,9 @@ pub(super) async fn list_places(
 pub(super) async fn forget_place(
     State(app): State<Arc<App>>,
     Segments(id): Segments<String>,
-    _: Params<NoParams>,
+    identity: Identity,
+    Params(note): Params<NoteParams>,
 ) -> Result<Json<api::ForgottenPlace>, ApiError> {
-    done(app.command(Command::ForgetPlace(id.clone())).await?)?;
+    done(app.command(note.of(identity)?, Command::ForgetPlace(id.clone())).await?)?;
     Ok(Json(api::ForgottenPlace { id }))
 }

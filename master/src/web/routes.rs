@@ -3,7 +3,8 @@
 
 use super::error::{ApiError, NoParams, Params};
 use super::{
-    App, MAX_BODY, audit, auth, builds, events, fleet, log, masters, metrics, openapi, page, places, rebinding, tokens,
+    App, MAX_BODY, audit, auth, builds, events, fleet, journal, log, masters, metrics, openapi, page, places,
+    rebinding, reload, tokens,
 };
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{Method, Uri};
@@ -32,6 +33,8 @@ pub(super) fn documented() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(fleet::list_mails))
         .routes(routes!(fleet::show_log_uploads))
         .routes(routes!(tokens::rotate_token))
+        .routes(routes!(reload::reload))
+        .routes(routes!(journal::list_journal))
         .routes(routes!(audit::audit, audit::fix_audit))
         .routes(routes!(events::stream_events))
         .routes(routes!(metrics::metrics))

@@ -4,6 +4,7 @@ use crate::api::{self, AttemptState, Id, StepState, Time};
 use crate::core::audit::AuditReport;
 use crate::core::build::{self, BuildEnd, FailedHost, Requirement};
 use crate::core::event::Change;
+use crate::core::journal::Entry;
 use crate::core::mail::Mail;
 use crate::core::view::{BuildView, HostView, PlaceView, Why, WorkerView};
 use rouse_shared::BuildId;
@@ -29,6 +30,7 @@ pub(super) fn build(view: &BuildView) -> api::Build {
         worker: status.attempts.last().map(|attempt| attempt.worker.clone()),
         attempts: count(status.attempts.len()),
         priority: spec.priority,
+        submitter: status.submitter.as_ref().map(|submitter| submitter.name.clone()),
         created: Time(status.created),
         started: status.started.map(Time),
         finished: status.finished.map(Time),
@@ -65,6 +67,21 @@ pub(super) fn build_in_full(view: &BuildView) -> api::BuildInFull {
         steps: spec.steps.iter().zip(1..).map(|(step, number)| requested_step(number, step)).collect(),
         tries: status.attempts.iter().map(|attempt| self::attempt(&spec.steps, attempt)).collect(),
         evidence: status.failed_hosts.iter().map(evidence).collect(),
+    }
+}
+
+/// An entry of the journal.
+pub(super) fn journal_entry(entry: Entry) -> api::JournalEntry {
+    let Entry { id, at, action, target, principal, from, note } = entry;
+    api::JournalEntry {
+        id: id.to_string(),
+        at: Time(at),
+        who: principal.name,
+        kind: principal.kind,
+        from,
+        action,
+        target,
+        note,
     }
 }
 

@@ -196,6 +196,7 @@ async fn listings_are_tables_or_json() {
         json!([{
             "id": "2", "name": "unit tests", "state": "queued", "worker": null, "attempts": 0, "priority": 0,
             "created": "2026-11-23T12:00:00.000Z", "started": null, "finished": null, "reason": null,
+            "submitter": null,
         }])
     );
     let (_, out, err) = run(&fake, &["workers"]).await;

@@ -2,17 +2,21 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use rouse_master::access::Access;
 use rouse_master::api_token::ApiToken;
 use rouse_master::core::audit::{AuditMode, AuditReport, Difference};
 use rouse_master::core::build::{Attempt, Build, BuildEnd, BuildSpec, BuildState, BuildStatus, Requirement};
 use rouse_master::core::event::{Change, Command, Reply, WorkerState};
+use rouse_master::core::journal::{Caller, Entry};
 use rouse_master::core::mail::{Item, Mail, MailId, What};
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::{DesiredState, Host, HostState};
 use rouse_master::core::view::{BuildView, HostView, PlaceView, Refusal, Why, WorkerView};
 use rouse_master::http_server::Encryption;
 use rouse_master::tls::TlsFiles;
-use rouse_master::web::{self, Figure, Health, LogSource, Metrics, NoBuild, Query, Request, Settings};
+use rouse_master::web::{
+    self, Figure, Health, LogSource, Metrics, NoBuild, Query, Reload, Reloaded, Request, Settings,
+};
 use rouse_shared::message::{Outcome, Step, StepReport, StepState};
 use rouse_shared::{AttemptId, BuildId, HostId, SessionId, Timestamp};
 use std::collections::{BTreeMap, HashMap};
@@ -91,6 +95,10 @@ pub struct World {
     pub broker_down: bool,
     pub ledger_broken: bool,
     pub operations: Vec<String>,
+    /// Who has given each command, and why.
+    pub callers: Vec<Caller>,
+    /// The journal, newest first.
+    pub journal: Vec<Entry>,
     pub differences: Vec<Difference>,
 }
 
@@ -100,6 +108,7 @@ pub struct Fake {
     pub changes: broadcast::Sender<Change>,
     pub logs: Arc<Logs>,
     pub token: ApiToken,
+    pub access: Access,
     read_needs_token: bool,
     encryption: Option<Arc<Encryption>>,
     server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
@@ -134,6 +143,7 @@ impl Fake {
             changes: broadcast::channel(16).0,
             logs: Arc::new(logs),
             token: ApiToken::fixed(TOKEN),
+            access: Access::default(),
             read_needs_token,
             encryption: None,
             server: None,
@@ -157,8 +167,18 @@ impl Fake {
         let commands = Some(UnixListener::bind(self.socket()).unwrap());
         let (calls, asked) = mpsc::channel(16);
         tokio::spawn(answer(asked, Arc::clone(&self.world), self.changes.clone()));
+        let (reloads, mut reloaded) = mpsc::channel::<Reload>(1);
+        let reloading = Arc::clone(&self.world);
+        tokio::spawn(async move {
+            while let Some(Reload { by, reply }) = reloaded.recv().await {
+                reloading.lock().unwrap().operations.push(format!("Reload by {}", by.principal.name));
+                reply.send(Ok(Reloaded::default())).ok();
+            }
+        });
         let settings = Settings {
             token: self.token.clone(),
+            access: self.access.clone(),
+            reloads,
             read_needs_token: Arc::new(AtomicBool::new(self.read_needs_token)),
             version: "0.0.1",
             master_name: "ci".to_owned(),
@@ -366,15 +386,16 @@ async fn answer(mut asked: mpsc::Receiver<Request>, world: Arc<Mutex<World>>, ch
     while let Some(request) = asked.recv().await {
         let mut world = world.lock().unwrap();
         match request {
-            Request::Command { command, reply } => {
-                reply.send(obey(&mut world, command, &changes)).ok();
+            Request::Command { by, command, reply } => {
+                reply.send(obey(&mut world, &by, command, &changes)).ok();
             }
             Request::Query(query) => tell(&world, query),
         }
     }
 }
 
-fn obey(world: &mut World, command: Command, changes: &broadcast::Sender<Change>) -> Reply {
+fn obey(world: &mut World, by: &Caller, command: Command, changes: &broadcast::Sender<Change>) -> Reply {
+    world.callers.push(by.clone());
     match command {
         Command::Submit { spec, .. } => {
             let known = match &spec.requirement {
@@ -386,7 +407,9 @@ fn obey(world: &mut World, command: Command, changes: &broadcast::Sender<Change>
                 return Reply::Refused { field: Some("worker".to_owned()), reason };
             }
             let id = world.builds.keys().last().map_or(1, |last| last.0 + 1);
-            world.builds.insert(BuildId(id), queued(id, spec));
+            let mut build = queued(id, spec);
+            build.build.status.submitter = Some(by.principal.clone());
+            world.builds.insert(BuildId(id), build);
             Reply::Accepted(BuildId(id))
         }
         Command::CancelBuild(build) => match world.builds.get_mut(&build) {
@@ -422,6 +445,10 @@ fn obey(world: &mut World, command: Command, changes: &broadcast::Sender<Change>
             world.operations.push(format!("Forget {place}"));
             if known { Reply::Done } else { Reply::NotFound(format!("there is no place {place}")) }
         }
+        Command::Record(action) => {
+            world.operations.push(format!("{action:?}"));
+            Reply::Done
+        }
         Command::Audit(mode) => {
             let mut report = AuditReport { differences: world.differences.clone(), hosts: 1, listed: 2 };
             for difference in &mut report.differences {
@@ -445,6 +472,12 @@ fn tell(world: &World, query: Query) {
         Query::Builds { filter, reply } => {
             let fits = |view: &&BuildView| filter.matches(&view.build, view.state);
             let found = world.builds.values().rev().filter(fits).take(filter.limit).cloned().collect();
+            reply.send(ledger().map(|()| found)).ok();
+        }
+        Query::Journal { filter, reply } => {
+            let fits =
+                |entry: &&Entry| filter.target.as_ref().is_none_or(|target| entry.target.as_ref() == Some(target));
+            let found = world.journal.iter().filter(fits).take(filter.limit).cloned().collect();
             reply.send(ledger().map(|()| found)).ok();
         }
         Query::Why { id, reply } => {

@@ -6,6 +6,7 @@ use rouse_master::api::{self, AttemptState, WorkerKind};
 use rouse_master::core::audit::DifferenceKind;
 use rouse_master::core::build::{BuildEnd, BuildState};
 use rouse_master::core::event::{Change, Operation, WorkerState};
+use rouse_master::core::journal::Action;
 use rouse_master::core::plan::ProviderKind;
 use rouse_master::core::record::HostState;
 use rouse_master::core::view::PlaceState;
@@ -132,7 +133,7 @@ async fn a_build_is_shown_in_full() {
     let row = json!([{
         "id": "12", "name": "unit tests", "state": "failure", "worker": "w1", "attempts": 1, "priority": 0,
         "created": "2026-11-23T12:00:00.000Z", "started": "2026-11-23T12:00:00.000Z",
-        "finished": "2026-11-23T12:00:03.200Z", "reason": "test died",
+        "finished": "2026-11-23T12:00:03.200Z", "reason": "test died", "submitter": null,
     }]);
     assert_eq!(builds, row);
     let (_, build) = get(&fake, "/api/builds/12").await;
@@ -379,6 +380,7 @@ async fn every_state_has_one_name() {
         for variant in schema["enum"].as_array().into_iter().flatten() {
             compared += 1;
             match name.as_str() {
+                "Action" => same(variant, Action::as_str),
                 "AttemptState" => same(variant, AttemptState::as_str),
                 "BuildState" => same(variant, BuildState::as_str),
                 "DifferenceKind" => same(variant, DifferenceKind::as_str),
@@ -393,7 +395,7 @@ async fn every_state_has_one_name() {
                     assert_eq!(state.words().replace(' ', "_"), variant.as_str().unwrap());
                 }
                 // Sent, and written nowhere else.
-                "HealthStatus" | "Role" => {}
+                "HealthStatus" | "PrincipalKind" | "Role" => {}
                 other => panic!("compare what is sent of {other} with what is written"),
             }
         }

@@ -8,4 +8,5 @@ mod following;
 mod http;
 mod page;
 mod retention;
+mod rights;
 mod stored;

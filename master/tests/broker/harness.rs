@@ -140,7 +140,7 @@ pub fn acknowledged(inbound: Inbound) -> Seen {
             receipt.ack();
             Seen::Agent(worker, message)
         }
-        Inbound::Submit { body, content_type: _, message_id, reply_to, correlation_id, receipt } => {
+        Inbound::Submit { body, content_type: _, message_id, user: _, reply_to, correlation_id, receipt } => {
             receipt.ack();
             Seen::Submit { body, message_id, reply_to, correlation_id }
         }

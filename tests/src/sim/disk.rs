@@ -33,6 +33,7 @@ pub(super) struct Disk {
     pub reported_orphans: BTreeSet<(ProviderKind, String)>,
     pub leases_extended: Option<Duration>,
     pub alarm_told: Option<Timestamp>,
+    pub last_entry: u64,
     /// Ended builds whose logs retention deletes, and whether it has.
     pub expired: BTreeMap<BuildId, bool>,
     /// The bytes of logs of ended builds, as they were measured.
@@ -121,6 +122,7 @@ impl Disk {
             }
             Record::LeasesExtended(by) => self.leases_extended = by,
             Record::AlarmTold(at) => self.alarm_told = at,
+            Record::Entry(entry) => self.last_entry = entry.id,
         }
     }
 
@@ -140,6 +142,7 @@ impl Disk {
             reported_orphans: self.reported_orphans.iter().cloned().collect(),
             leases_extended: self.leases_extended,
             alarm_told: self.alarm_told,
+            last_entry: self.last_entry,
         }
     }
 }

@@ -77,6 +77,10 @@ impl World {
             | Record::MailPause(..)
             | Record::OrphanReported(..)
             | Record::OrphanOver(..) => {}
+            Record::Entry(entry) if entry.id <= self.disk.last_entry => {
+                self.violated(format!("the journal has entry {} already", entry.id));
+            }
+            Record::Entry(_) => {}
             Record::Worker(name, record) => self.check_missing(name, record),
         }
     }

@@ -359,7 +359,7 @@ impl World {
                 Event::Configure(self.told_plan())
             }
             event if self.broken == Some(Break::NoIdentity) => without_identity(event),
-            Event::Command { request, command: Command::CancelBuild(_) }
+            Event::Command { request, command: Command::CancelBuild(_), .. }
                 if self.broken == Some(Break::ForgetCancel) =>
             {
                 return vec![Effect::Reply { request, reply: Reply::Done }];

@@ -3,6 +3,7 @@
 use super::Break;
 use super::machine::{Machine, Pace};
 use super::master::Input;
+use super::script::person;
 use super::setup::{self, password, worker_name};
 use super::show;
 use super::world::World;
@@ -316,6 +317,7 @@ impl World {
                     let request = w.master.request();
                     w.master_receives(Input::Event(Event::Command {
                         request,
+                        by: person(),
                         command: Command::Operate { worker, operation: Operation::Resume },
                     }));
                 }

@@ -6,6 +6,7 @@ use super::world::World;
 use rouse_master::core::audit::AuditMode;
 use rouse_master::core::build::{BuildSpec, Requirement};
 use rouse_master::core::event::{Command, Event, Operation, Reply, RequestId};
+use rouse_master::core::journal::{Caller, Principal, PrincipalKind};
 use rouse_master::core::plan::Plan;
 use rouse_shared::message::Step;
 use rouse_shared::{BuildId, HostId, WorkerName};
@@ -151,7 +152,7 @@ impl World {
             Some(Break::ForgetMessageIds) => message_id = None,
             Some(_) | None => {}
         }
-        Event::Command { request, command: Command::Submit { spec, message_id } }
+        Event::Command { request, by: person(), command: Command::Submit { spec, message_id } }
     }
 
     /// What the submitter has asked for.
@@ -198,7 +199,11 @@ impl World {
         if let Accepted::Build(build) = self.script.submissions[index].answer {
             let request = self.master.request();
             self.master.asked.insert(request, Asked::Cancel(build));
-            self.master_receives(Input::Event(Event::Command { request, command: Command::CancelBuild(build) }));
+            self.master_receives(Input::Event(Event::Command {
+                request,
+                by: person(),
+                command: Command::CancelBuild(build),
+            }));
         }
     }
 
@@ -206,13 +211,17 @@ impl World {
         if self.chance.permille(300) {
             let mode = self.chance.pick(&[AuditMode::Look, AuditMode::Fix]);
             let request = self.master.request();
-            self.master_receives(Input::Event(Event::Command { request, command: Command::Audit(mode) }));
+            self.master_receives(Input::Event(Event::Command { request, by: person(), command: Command::Audit(mode) }));
         }
         let hosts: Vec<HostId> = self.disk.hosts.keys().cloned().collect();
         if !hosts.is_empty() && self.chance.permille(200) {
             let (request, host) = (self.master.request(), self.chance.pick(&hosts));
             self.script.terminated.insert(host.clone());
-            self.master_receives(Input::Event(Event::Command { request, command: Command::TerminateHost(host) }));
+            self.master_receives(Input::Event(Event::Command {
+                request,
+                by: person(),
+                command: Command::TerminateHost(host),
+            }));
         }
         // Without a lease it is the operator's word alone that nothing runs there any more.
         let leased = |id: &&HostId| {
@@ -224,7 +233,11 @@ impl World {
             let (request, host) = (self.master.request(), self.chance.pick(&hosts));
             self.script.terminated.insert(host.clone());
             self.script.forgotten.insert(host.clone());
-            self.master_receives(Input::Event(Event::Command { request, command: Command::ForgetHost(host) }));
+            self.master_receives(Input::Event(Event::Command {
+                request,
+                by: person(),
+                command: Command::ForgetHost(host),
+            }));
         }
         let names: Vec<WorkerName> = self.script.plan.workers.keys().cloned().collect();
         let worker = self.chance.pick(&names);
@@ -238,6 +251,7 @@ impl World {
         let request = self.master.request();
         self.master_receives(Input::Event(Event::Command {
             request,
+            by: person(),
             command: Command::Operate { worker: worker.clone(), operation },
         }));
         // Mostly they change their mind.
@@ -247,9 +261,16 @@ impl World {
                 let request = w.master.request();
                 w.master_receives(Input::Event(Event::Command {
                     request,
+                    by: person(),
                     command: Command::Operate { worker, operation: Operation::Resume },
                 }));
             });
         }
     }
+}
+
+/// Whoever requests something.
+pub(super) fn person() -> Caller {
+    let principal = Principal { name: "ann".to_owned(), kind: PrincipalKind::Local };
+    Caller { principal, from: "socket".to_owned(), note: None }
 }

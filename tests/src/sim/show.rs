@@ -55,29 +55,32 @@ pub(super) fn event(event: &Event) -> String {
         Event::BrokerDown => "the broker is down".to_owned(),
         Event::BrokerBlocked { why } => format!("the broker accepts nothing: {why}"),
         Event::BrokerUnblocked => "the broker accepts messages".to_owned(),
-        Event::Command { request, command: Command::Submit { spec, message_id } } => {
+        Event::Command { request, command: Command::Submit { spec, message_id }, .. } => {
             let known = message_id.as_ref().map(|(id, known)| format!(" as {id}, known {known:?}")).unwrap_or_default();
             format!(
                 "submit {} ({:?}, retries {}){known}, request {}",
                 spec.name, spec.requirement, spec.retries, request.0
             )
         }
-        Event::Command { request, command: Command::CancelBuild(build) } => {
+        Event::Command { request, command: Command::CancelBuild(build), .. } => {
             format!("cancel build {build}, request {}", request.0)
         }
-        Event::Command { request, command: Command::Operate { worker, operation } } => {
+        Event::Command { request, command: Command::Operate { worker, operation }, .. } => {
             format!("{operation:?} {worker}, request {}", request.0)
         }
-        Event::Command { request, command: Command::ForgetHost(host) } => {
+        Event::Command { request, command: Command::ForgetHost(host), .. } => {
             format!("forget {host}, request {}", request.0)
         }
-        Event::Command { request, command: Command::ForgetPlace(place) } => {
+        Event::Command { request, command: Command::ForgetPlace(place), .. } => {
             format!("forget {place}, request {}", request.0)
         }
-        Event::Command { request, command: Command::TerminateHost(host) } => {
+        Event::Command { request, command: Command::TerminateHost(host), .. } => {
             format!("terminate {host}, request {}", request.0)
         }
-        Event::Command { request, command: Command::Audit(mode) } => format!("audit {mode:?}, request {}", request.0),
+        Event::Command { request, command: Command::Audit(mode), .. } => {
+            format!("audit {mode:?}, request {}", request.0)
+        }
+        Event::Command { command: Command::Record(action), .. } => format!("record {}", action.as_str()),
         Event::Configure(_) => "a new configuration".to_owned(),
         Event::Prepared { host, number, result } => {
             let result = result.as_ref().map(|order| &order.spec);

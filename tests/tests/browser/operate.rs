@@ -39,6 +39,24 @@ fn a_build_is_cancelled_with_the_token_and_not_without_it() {
 }
 
 #[test]
+fn a_worker_has_its_newest_operation_for_who_may_read_the_journal() {
+    let page = Page::new();
+    page.master.rouse(&["pause", "bench", "--note", "new <b>disk</b>"]).ended(0);
+    let resume = "#workers [data-worker='bench'][data-do='resume']";
+    page.until("it can be resumed", &format!("document.querySelector(\"{resume}\")"));
+    page.click(resume);
+    page.enter_token(&page.master.token());
+    let row = "document.querySelector('#workers tr[data-key=bench]').innerText";
+    page.until("it is resumed", &format!("{row}.includes('resume by admin')"));
+    page.master.rouse(&["pause", "bench", "--note", "new <b>disk</b>"]).ended(0);
+    page.until(
+        "the note is shown",
+        &format!("{row}.includes('pause by admin') && {row}.includes(': new <b>disk</b>')"),
+    );
+    page.master.rouse(&["resume", "bench"]).ended(0);
+}
+
+#[test]
 fn the_page_says_that_it_has_lost_the_master_and_mends_itself() {
     let page = Page::new();
     page.master.kill();

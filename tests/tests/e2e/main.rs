@@ -34,6 +34,7 @@ mod standby;
 mod standing;
 mod submission_queue;
 mod tls;
+mod tokens;
 
 use rouse_tests::harness::{Keeper, Master, kept, latent as a_latent, scratch, standing as a_standing};
 use serde_json::json;

@@ -1,9 +1,9 @@
 //! Two masters on one database and one broker: one is active, the other stands by.
 
+use rouse_tests::chance::Chance;
 use rouse_tests::harness::{
     Master, OwnBroker, Postgres, free_address, holds_within, request, standing, text, write_private,
 };
-use rouse_tests::chance::Chance;
 use serde_json::Value;
 use std::fs;
 use std::io;

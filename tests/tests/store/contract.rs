@@ -5,6 +5,7 @@ use crate::World;
 use rouse_master::core::blobs::Upload;
 use rouse_master::core::build::{BuildEnd, BuildSpec, BuildState, BuildStatus, Requirement};
 use rouse_master::core::images::{ImageKey, ImageRecord};
+use rouse_master::core::journal::{Action, Entry, Filter, KEPT, Principal, PrincipalKind};
 use rouse_master::core::mail::{Item, Mail, MailId, News, What};
 use rouse_master::core::places::{PlaceKey, PlaceRecord};
 use rouse_master::core::plan::ProviderKind;
@@ -199,6 +200,39 @@ pub fn everything(store: &Store) -> String {
     format!("{:?}{:?}{builds:?}{highest:?}", store.load().unwrap(), store.tables().unwrap())
 }
 
+pub fn entry(id: u64, target: Option<&str>) -> Record {
+    let principal = Principal { name: "ann".to_owned(), kind: PrincipalKind::Local };
+    Record::Entry(Entry {
+        id,
+        at: Timestamp(id * 10),
+        action: Action::Pause,
+        target: target.map(str::to_owned),
+        principal,
+        from: "socket".to_owned(),
+        note: Some("a\0b".to_owned()),
+    })
+}
+
+pub fn the_journal_has_the_newest_entries(world: &World) {
+    let mut store = world.open();
+    let batch = [entry(1, Some("w1")), entry(2, None), entry(3, Some("w2")), entry(4, Some("w1"))];
+    store.commit(&batch).unwrap();
+    drop(store);
+    let mut store = world.open();
+    assert_eq!(store.load().unwrap().last_entry, 4, "a number is not given again");
+    let ids = |store: &Store, filter: &Filter| {
+        store.journal(filter).unwrap().iter().map(|entry| entry.id).collect::<Vec<_>>()
+    };
+    let all = Filter { limit: 10, ..Filter::default() };
+    assert_eq!(Record::Entry(store.journal(&all).unwrap()[3].clone()), batch[0]);
+    assert_eq!(ids(&store, &all), [4, 3, 2, 1]);
+    assert_eq!(ids(&store, &Filter { limit: 2, before: Some(4), ..all.clone() }), [3, 2]);
+    assert_eq!(ids(&store, &Filter { since: Some(Timestamp(30)), ..all.clone() }), [4, 3]);
+    assert_eq!(ids(&store, &Filter { target: Some("w1".to_owned()), ..all.clone() }), [4, 1]);
+    store.commit(&[entry(KEPT + 2, None)]).unwrap();
+    assert_eq!(ids(&world.reader(), &all), [KEPT + 2, 4, 3], "the oldest are deleted");
+}
+
 /// As if the answer to a commit was lost.
 pub fn a_batch_is_the_same_if_it_is_written_twice(world: &World) {
     let mut store = world.open();
@@ -250,6 +284,7 @@ fn batches() -> Vec<Vec<Record>> {
             Record::OrphanReported(ProviderKind::Ec2, "i-1".to_owned()),
             Record::LeasesExtended(Some(Duration::from_secs(1))),
             Record::AlarmTold(Some(Timestamp(3))),
+            entry(1, Some("w1")),
         ],
         vec![
             Record::Place(place, PlaceRecord::default()),

@@ -1,7 +1,8 @@
 //! What PostgreSQL does to a master: it is killed, stopped and cut off, loses answers, and is not as it should be.
 
-use super::contract::new_build;
+use super::contract::{entry, new_build};
 use super::{fresh, postgres_database};
+use rouse_master::core::journal::Filter;
 use rouse_master::store::{Commit, Store, StoreError};
 use rouse_shared::BuildId;
 use rouse_tests::harness::{Cuts, DEADLINE, Postgres, ROLE, holds_within, make_certificates};
@@ -98,6 +99,26 @@ fn the_tables_of_another_version_or_of_another_master_are_refused() {
     assert!(matches!(postgres_database(&url, "ci").open(), Err(StoreError::Newer(99))));
     server.sql(&database, "UPDATE ledger SET value = '1' WHERE key = 'version'");
     assert!(matches!(postgres_database(&url, "ci").open(), Err(StoreError::Older(1))));
+}
+
+#[test]
+fn a_ledger_of_an_earlier_version_is_migrated_by_the_master_that_writes() {
+    let Some((server, database)) = fresh() else { return };
+    let url = server.url(&database);
+    let mut store = open(&url).unwrap();
+    store.commit(&[new_build(1, None)]).unwrap();
+    drop(store);
+    let version = || server.sql(&database, "SELECT value FROM ledger WHERE key = 'version'");
+    let newest = version();
+    server.sql(&database, "DROP TABLE journal; UPDATE ledger SET value = '5' WHERE key = 'version'");
+    // A reader changes nothing.
+    let builds = postgres_database(&url, "ci").reader().unwrap().build(BuildId(1)).unwrap();
+    assert!(builds.is_some());
+    assert_eq!(version(), "5");
+    let mut store = open(&url).unwrap();
+    assert_eq!((version(), store.load().unwrap().last_build), (newest, 1));
+    store.commit(&[entry(1, Some("w1"))]).unwrap();
+    assert_eq!(store.journal(&Filter { limit: 9, ..Filter::default() }).unwrap().len(), 1);
 }
 
 #[test]

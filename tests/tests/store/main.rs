@@ -107,6 +107,7 @@ contracts! {
     contract::a_batch_is_the_same_if_it_is_written_twice;
     contract::any_text_is_kept_as_it_is;
     contract::news_and_mails_are_loaded_until_they_are_done;
+    contract::the_journal_has_the_newest_entries;
     contract::logs_are_in_the_store_once_all_of_them_are;
     ended::each_filter_and_all_of_them_together_find_the_newest;
     ended::a_build_is_deleted_in_steps_and_its_number_is_never_given_again;

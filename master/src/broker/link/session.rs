@@ -177,13 +177,14 @@ async fn take_builds(reading: Arc<Connection>, dropped: Arc<Dropped>, inbound: m
     }
 }
 
-fn submission(_user: Option<&str>, delivery: &mut Delivery, receipt: &dyn Fn() -> Receipt) -> Result<Inbound, Reason> {
+fn submission(user: Option<&str>, delivery: &mut Delivery, receipt: &dyn Fn() -> Receipt) -> Result<Inbound, Reason> {
     validate::submission(&delivery.data)?;
     let text = |field: &Option<ShortString>| field.as_ref().map(ToString::to_string);
     Ok(Inbound::Submit {
         body: std::mem::take(&mut delivery.data),
         content_type: text(delivery.properties.content_type()),
         message_id: text(delivery.properties.message_id()),
+        user: user.map(str::to_owned),
         reply_to: text(delivery.properties.reply_to()),
         correlation_id: text(delivery.properties.correlation_id()),
         receipt: receipt(),

@@ -2,12 +2,14 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::access::{NamedToken, Right, Rights, TokenHash};
 use crate::core::plan::{Digest, Retention};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use rouse_shared::message::Limits;
 use std::os::unix::fs::PermissionsExt as _;
 
+mod access;
 mod encryption;
 mod sections;
 
@@ -118,6 +120,17 @@ fn nothing_is_wrong_with_the_example() {
     let store = StoreUrl::S3 { bucket: "bucket".into(), prefix: "prefix".into() };
     assert_eq!((&blobs.store, blobs.region.as_deref(), &blobs.profile), (&store, Some("eu-west-1"), &None));
     assert_eq!(blobs.credentials.as_ref().unwrap().1.expose(), "s3-secret!");
+
+    let token = |name: &str, text: &str, may: &[Right]| NamedToken {
+        name: name.to_owned(),
+        hash: TokenHash::of(text),
+        may: Rights::of(may.iter().copied()),
+    };
+    let (bot, ops) =
+        (token("ci-bot", "password", &[Right::Build]), token("ops.2", "secret", &[Right::Build, Right::Operate]));
+    assert_eq!(config.access.tokens, [bot, ops]);
+    let remote = config.access.remote_user.as_ref().unwrap();
+    assert_eq!((remote.trusted_proxies.len(), remote.may), (2, Rights::of([Right::Read])));
 
     let solaris = worker(&config, "bot-solaris");
     assert_eq!((solaris.max_builds, solaris.lease), (Some(2), Some(Duration::from_secs(60))));

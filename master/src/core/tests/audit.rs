@@ -2,6 +2,7 @@
 
 use super::super::audit::{AUDIT_LIMIT, AuditMode};
 use super::super::event::{Command, Event, ListedHost, Listing, Owner, RequestId, UnlistedPlace};
+use super::super::journal::Caller;
 use super::super::plan::ProviderKind;
 use super::{Bench, latent, on, plan, secs};
 use rouse_shared::{HostId, Timestamp};
@@ -20,7 +21,10 @@ fn foreign(number: u32) -> ListedHost {
 
 impl Bench {
     fn audit(&mut self, mode: AuditMode) {
-        self.event(&format!("audit: {mode:?}"), Event::Command { request: REQUEST, command: Command::Audit(mode) });
+        self.event(
+            &format!("audit: {mode:?}"),
+            Event::Command { request: REQUEST, by: Caller::signal("test"), command: Command::Audit(mode) },
+        );
     }
 
     fn listed(&mut self, round: u32, result: Result<Listing, String>) {
@@ -180,7 +184,14 @@ fn an_audit_is_answered_in_time_and_so_many_at_once_are_refused() {
     bench.pass(AUDIT_LIMIT.as_secs());
     bench.listed(3, Ok(vec![].into()));
     for number in 10..=18 {
-        bench.event("audit", Event::Command { request: RequestId(number), command: Command::Audit(AuditMode::Look) });
+        bench.event(
+            "audit",
+            Event::Command {
+                request: RequestId(number),
+                by: Caller::signal("test"),
+                command: Command::Audit(AuditMode::Look),
+            },
+        );
     }
     bench.check("audit_limits");
 }

@@ -206,8 +206,11 @@ fn a_name_is_one_build_although_it_ended_in_the_batch_that_it_came_with() {
         };
         // The ledger has not committed anything of it.
         let message_id = Some(("nightly".to_owned(), None));
-        let event =
-            Event::Command { request: RequestId(1), command: Command::Submit { spec: spec.clone(), message_id } };
+        let event = Event::Command {
+            request: RequestId(1),
+            by: Caller::signal("test"),
+            command: Command::Submit { spec: spec.clone(), message_id },
+        };
         accepted.extend(bench.core.handle(bench.now, event).into_iter().find_map(|effect| match effect {
             Effect::Reply { reply, .. } => Some(reply),
             _ => None,

@@ -346,7 +346,11 @@ fn a_host_that_has_not_attached_is_terminated_too_and_a_stranger_is_refused() {
     bench.terminate("l");
     bench.event(
         "terminate nobody",
-        Event::Command { request: RequestId(3), command: Command::TerminateHost(HostId("nobody".to_owned())) },
+        Event::Command {
+            request: RequestId(3),
+            by: Caller::signal("test"),
+            command: Command::TerminateHost(HostId("nobody".to_owned())),
+        },
     );
     bench.check("terminate_host_early");
 }

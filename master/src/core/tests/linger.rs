@@ -96,7 +96,8 @@ fn a_host_that_ends_in_a_few_minutes_or_was_given_up_is_no_news() {
     assert_eq!((count(&bench, "lingers"), count(&bench, "after all")), (0, 0), "{}", bench.text);
     let mut bench = terminated();
     let host = bench.host("l");
-    let forget = Event::Command { request: RequestId(4), command: Command::ForgetHost(host) };
+    let forget =
+        Event::Command { request: RequestId(4), by: Caller::signal("test"), command: Command::ForgetHost(host) };
     // Its agent has just been heard of: the host is given up when its lease is over.
     bench.pass(200);
     bench.event("forget", forget);

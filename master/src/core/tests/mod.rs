@@ -11,6 +11,7 @@ mod clouds;
 mod fence;
 mod hosts;
 mod images;
+mod journal;
 mod limits;
 mod linger;
 mod mail;
@@ -25,6 +26,7 @@ use super::Core;
 use super::build::{BuildSpec, Requirement};
 use super::configure::Start;
 use super::event::{Command, Effect, Event, Operation, RequestId, Started};
+use super::journal::Caller;
 use super::mail::{DeliveryResult, MailCount, MailError, MailId, RecipientAnswer};
 use super::places::PlaceRecord;
 use super::plan::{AmongEquals, Digest, LatentPlan, MailPlan, Plan, ProviderKind, WorkerPlan};
@@ -234,6 +236,7 @@ impl Bench {
             Record::OrphanReported(_, handle) | Record::OrphanOver(_, handle) => (format!("orphan {handle}"), None),
             Record::LeasesExtended(_) => ("leases".to_owned(), None),
             Record::AlarmTold(_) => ("alarm".to_owned(), None),
+            Record::Entry(entry) => (format!("entry {:06}", entry.id), None),
             Record::LogsMeasured(id, _)
             | Record::LogsExpired(id, _)
             | Record::LogsDeleted(id)
@@ -297,6 +300,7 @@ impl Bench {
                 Record::OrphanReported(provider, handle) => ledger.reported_orphans.push((provider, handle)),
                 Record::LeasesExtended(by) => ledger.leases_extended = by,
                 Record::AlarmTold(at) => ledger.alarm_told = at,
+                Record::Entry(entry) => ledger.last_entry = entry.id,
                 Record::Build(..) | Record::Host(_) | Record::SessionOver(_) => {}
                 Record::LogsMeasured(..) | Record::LogsExpired(..) => {}
                 Record::LogsDeleted(_) | Record::LogsUploaded(..) | Record::BuildDeleted(_) => {}
@@ -344,18 +348,29 @@ impl Bench {
             "submit",
             Event::Command {
                 request: RequestId(1),
+                by: Caller::signal("test"),
                 command: Command::Submit { spec: Arc::new(spec), message_id: None },
             },
         );
     }
 
     fn cancel(&mut self, build: u64) {
-        self.event("cancel", Event::Command { request: RequestId(2), command: Command::CancelBuild(BuildId(build)) });
+        self.event(
+            "cancel",
+            Event::Command {
+                request: RequestId(2),
+                by: Caller::signal("test"),
+                command: Command::CancelBuild(BuildId(build)),
+            },
+        );
     }
 
     fn operate(&mut self, worker: &str, operation: Operation) {
-        let event =
-            Event::Command { request: RequestId(3), command: Command::Operate { worker: name(worker), operation } };
+        let event = Event::Command {
+            request: RequestId(3),
+            by: Caller::signal("test"),
+            command: Command::Operate { worker: name(worker), operation },
+        };
         self.event(&format!("{operation:?} {worker}"), event);
     }
 
@@ -364,7 +379,7 @@ impl Bench {
         let host = self.host(worker);
         self.event(
             &format!("terminate the host of {worker}"),
-            Event::Command { request: RequestId(3), command: Command::TerminateHost(host) },
+            Event::Command { request: RequestId(3), by: Caller::signal("test"), command: Command::TerminateHost(host) },
         );
     }
 

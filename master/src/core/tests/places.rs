@@ -292,7 +292,10 @@ fn templates_are_woken_by_preference_and_then_by_the_rule_among_equals() {
 fn forget(bench: &mut Bench, worker: &str) -> String {
     let host = bench.host(worker);
     bench.hush();
-    bench.event("forget", Event::Command { request: RequestId(9), command: Command::ForgetHost(host) });
+    bench.event(
+        "forget",
+        Event::Command { request: RequestId(9), by: Caller::signal("test"), command: Command::ForgetHost(host) },
+    );
     std::mem::take(&mut bench.text)
 }
 
@@ -344,7 +347,10 @@ fn a_place_is_given_up_with_its_hosts() {
     let place = bench.core.place_views().into_iter().find(|view| view.name == "east").unwrap();
     let gone = bench.host("a");
     bench.hush();
-    bench.event("forget", Event::Command { request: RequestId(9), command: Command::ForgetPlace(place.id) });
+    bench.event(
+        "forget",
+        Event::Command { request: RequestId(9), by: Caller::signal("test"), command: Command::ForgetPlace(place.id) },
+    );
     assert!(bench.text.contains("forget east"), "{}", bench.text);
     // The call that was under way could still start it.
     assert!(bench.core.hosts.contains_key(&gone));

@@ -328,7 +328,10 @@ fn one_that_runs_all_the_same_is_put_to_sleep_again() {
     let audit = |bench: &mut Bench, mode: AuditMode| {
         let request = RequestId(7);
         bench.hush();
-        bench.event(&format!("audit: {mode:?}"), Event::Command { request, command: Command::Audit(mode) });
+        bench.event(
+            &format!("audit: {mode:?}"),
+            Event::Command { request, by: Caller::signal("test"), command: Command::Audit(mode) },
+        );
         for round in 1..=3 {
             let (host, suspended) = (bench.host("l"), bench.state("l") != HostState::Suspended);
             let machine = ListedHost { host, handle: "i-1".to_owned(), identity: None, owner: Owner::Ours, suspended };

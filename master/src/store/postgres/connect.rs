@@ -176,7 +176,7 @@ fn compare(version: &str, name: &str, master: &str, url: &PostgresUrl) -> Result
     if version > SCHEMA {
         return Err(StoreError::Newer(version));
     }
-    if version < SCHEMA {
+    if version < tables::OLDEST {
         return Err(StoreError::Older(version));
     }
     if name != master {

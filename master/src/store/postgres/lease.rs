@@ -8,7 +8,7 @@
 //! before it sent the renewal: so it knows that its lease is over before the database does.
 
 use super::connect::Live;
-use super::{Shared, explain};
+use super::{Shared, explain, tables};
 use crate::clock;
 use crate::config::PostgresUrl;
 use crate::store::{Fellow, StoreError};
@@ -80,12 +80,14 @@ pub(super) struct Row {
 
 /// Adds what a ledger of an earlier version lacks.
 pub(super) async fn prepare(live: &Live, url: &PostgresUrl) -> Result<(), StoreError> {
-    let sql = "SELECT to_regclass('masters') IS NULL";
+    let sql = "SELECT to_regclass('masters') IS NULL, (SELECT value FROM ledger WHERE key = 'version')";
     let row = live.client.query_one(sql, &[]).await.map_err(|error| explain::error(url, &error))?;
-    match row.get(0) {
-        true => live.client.batch_execute(ADDED).await.map_err(|error| explain::error(url, &error)),
-        false => Ok(()),
+    if row.get(0) {
+        live.client.batch_execute(ADDED).await.map_err(|error| explain::error(url, &error))?;
     }
+    let version: Option<String> = row.get(1);
+    let version = version.and_then(|version| version.parse().ok()).ok_or(StoreError::Column(1))?;
+    tables::add(live, url, version).await
 }
 
 pub(super) async fn read(live: &Live, url: &PostgresUrl) -> Result<Row, StoreError> {

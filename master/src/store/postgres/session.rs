@@ -1,7 +1,7 @@
 //! A connection that is made anew whenever it is lost, for one user: the master that writes, or a reader.
 
 use super::connect::{self, Live};
-use super::{Shared, explain, lease, values};
+use super::{Shared, explain, lease, tables, values};
 use crate::clock;
 use crate::config::PostgresUrl;
 use crate::store::StoreError;
@@ -134,6 +134,7 @@ impl Session {
         if state.epoch.is_none() {
             let epoch = lease::begin(live, &self.shared, row.epoch).await?;
             state.epoch = Some(epoch.ok_or(StoreError::InUse(row.holder))?);
+            tables::migrated(live, url).await?;
         }
         Ok(())
     }

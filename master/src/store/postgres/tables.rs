@@ -1,15 +1,41 @@
 //! The tables in PostgreSQL. They are those of SQLite, with these differences: numbers of 64 bits and true or false have
 //! their own types, texts are ordered by their bytes, `builds` has three more columns, and `ledger` and `lease` are new.
 
-use crate::store::SCHEMA;
+use super::connect::Live;
+use super::explain;
+use crate::config::PostgresUrl;
+use crate::store::{SCHEMA, StoreError, journal};
 use std::fmt::Write as _;
 
 /// Makes the tables, and records their version.
 pub(super) fn create() -> String {
     let mut sql = String::from(TABLES);
+    sql.push_str(journal::POSTGRES_TABLE);
     // Writing to a string does not fail.
     write!(sql, "INSERT INTO ledger (key, value) VALUES ('version', '{SCHEMA}');").ok();
     sql
+}
+
+/// The oldest version of the tables that can be migrated.
+pub(super) const OLDEST: i32 = 5;
+
+/// What a version of the tables has in addition to the one before. It does no harm to a master that does not know it, and
+/// nothing if it is there already: a master that stands by may be newer than the active one.
+const ADDED: [(i32, &str); 1] = [(6, journal::POSTGRES_TABLE)];
+
+/// Adds the tables that a ledger of this earlier version lacks. Its version stays.
+pub(super) async fn add(live: &Live, url: &PostgresUrl, version: i32) -> Result<(), StoreError> {
+    for (_, sql) in ADDED.into_iter().filter(|(added, _)| *added > version) {
+        live.client.batch_execute(sql).await.map_err(|error| explain::error(url, &error))?;
+    }
+    Ok(())
+}
+
+/// Records that the tables are those of this version. Only for the master that has the lease: an older one cannot use the
+/// ledger after that.
+pub(super) async fn migrated(live: &Live, url: &PostgresUrl) -> Result<(), StoreError> {
+    let sql = "UPDATE ledger SET value = $1 WHERE key = 'version' AND value <> $1";
+    live.client.execute(sql, &[&SCHEMA.to_string()]).await.map(drop).map_err(|error| explain::error(url, &error))
 }
 
 /// `ledger` has: `version`, that of the tables; `master`, the name of the master whose ledger it is. `lease` has one row:
