@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -104,6 +104,8 @@ pub struct World {
 
 pub struct Fake {
     pub address: SocketAddr,
+    /// Has the port too, and does not listen: while the server is restarted, nothing else gets the port.
+    _place: TcpSocket,
     pub world: Arc<Mutex<World>>,
     pub changes: broadcast::Sender<Change>,
     pub logs: Arc<Logs>,
@@ -137,8 +139,12 @@ impl Fake {
 
     pub async fn start_with(read_needs_token: bool) -> Self {
         let logs = Logs { dir: tempfile::tempdir().unwrap(), lengths: Mutex::default(), stored: Mutex::default() };
+        let place = TcpSocket::new_v4().unwrap();
+        place.set_reuseaddr(true).unwrap();
+        place.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let mut fake = Self {
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            address: place.local_addr().unwrap(),
+            _place: place,
             world: Arc::default(),
             changes: broadcast::channel(16).0,
             logs: Arc::new(logs),
@@ -159,10 +165,9 @@ impl Fake {
         self.serve().await;
     }
 
-    /// Serves, again on the port of the first time.
+    /// Serves on its port.
     pub async fn serve(&mut self) {
         let listener = TcpListener::bind(self.address).await.unwrap();
-        self.address = listener.local_addr().unwrap();
         std::fs::remove_file(self.socket()).ok();
         let commands = Some(UnixListener::bind(self.socket()).unwrap());
         let (calls, asked) = mpsc::channel(16);
